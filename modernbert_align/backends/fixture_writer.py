@@ -1,0 +1,109 @@
+"""Writes a fixture's checkpoint with transformers: `python -m modernbert_align.backends.fixture_writer NAME DIR`.
+
+Runs in a process of its own, so that neither torch nor the model's memory is the caller's.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+
+from modernbert_align.core.fixtures import Fixture, TokenizerSpec, corpus_path, load_fixture
+
+
+def write_fixture(fixture: Fixture, folder: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer of a fixture.
+
+    Args:
+        fixture: What to write.
+        folder: An existing, empty folder.
+    """
+    transformers.logging.disable_progress_bar()
+    ids = fixture.tokenizer
+    config = ModernBertConfig(
+        **fixture.config,
+        pad_token_id=ids.pad_token_id,
+        cls_token_id=ids.cls_token_id,
+        bos_token_id=ids.cls_token_id,
+        sep_token_id=ids.sep_token_id,
+        eos_token_id=ids.sep_token_id,
+    )
+    torch.manual_seed(fixture.seed)
+    model = ModernBertForMaskedLM(config)
+    if fixture.weights == "sensitive":
+        make_sensitive(model)
+    model.save_pretrained(folder)
+    train_tokenizer(ids).save_pretrained(folder)
+
+
+def make_sensitive(model: torch.nn.Module) -> None:
+    """Move every bias away from 0 and every norm weight away from 1, so that no term is invisible."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(0.0, 0.1)
+            elif parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+
+
+def train_tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with ModernBERT's pipeline on the corpus of the repository.
+
+    The special tokens get the ids of `spec`; [UNK] and [MASK] stand beside them as in the published tokenizer.
+    """
+    specials = {
+        "[UNK]": spec.cls_token_id - 1,
+        "[CLS]": spec.cls_token_id,
+        "[SEP]": spec.sep_token_id,
+        "[PAD]": spec.pad_token_id,
+        "[MASK]": spec.pad_token_id + 1,
+    }
+    trained = Tokenizer(BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=spec.vocab_size - len(specials),
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train([str(corpus_path())], trainer)
+    start = len(specials) if min(specials.values()) == 0 else 0
+    ordered = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    vocab = {token: start + index for index, (token, _) in enumerate(ordered)} | specials
+    merges = [tuple(pair) for pair in _merges(trained)]
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", specials["[CLS]"]), ("[SEP]", specials["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_max_length=8192,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _merges(tokenizer: Tokenizer) -> list[list[str]]:
+    import json
+
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+
+
+if __name__ == "__main__":
+    write_fixture(load_fixture(sys.argv[1])[0], Path(sys.argv[2]))

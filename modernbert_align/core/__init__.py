@@ -1,0 +1,1 @@
+"""Plain numpy and standard library: table, checkpoint, conversion, metrics, tolerance, verdict."""

@@ -1,0 +1,148 @@
+"""Seeded checkpoints and the inputs they are compared on, as declared in `configs/fixtures/`."""
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modernbert_align.core.model_config import SLIDING, ModelConfig
+from modernbert_align.core.resources import configs_dir, read_toml
+from modernbert_align.errors import TableError, UsageError
+
+DEFAULT_LENGTHS = (192, 160)
+
+
+class TokenizerSpec(BaseModel):
+    """Size and special ids of the tokenizer trained for a fixture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    vocab_size: int = Field(gt=261)
+    pad_token_id: int
+    cls_token_id: int
+    sep_token_id: int
+
+
+class InputSpec(BaseModel):
+    """Which inputs a comparison runs on: a seed and the number of tokens per row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    seed: int
+    lengths: tuple[int, ...] = Field(min_length=2)
+
+
+class Fixture(BaseModel):
+    """One seeded checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    weights: Literal["hf-init", "sensitive"]
+    seed: int
+    config: dict[str, Any]
+    tokenizer: TokenizerSpec
+    inputs: InputSpec
+
+
+def fixture_names() -> list[str]:
+    """Names of all fixtures."""
+    return sorted(path.stem for path in (configs_dir() / "fixtures").glob("*.toml"))
+
+
+def load_fixture(name: str) -> tuple[Fixture, str]:
+    """Load a fixture.
+
+    Returns:
+        The fixture and a digest of all that decides its bytes: its file, the corpus, the writing packages.
+
+    Raises:
+        UsageError: There is no such fixture.
+        TableError: Its file is malformed.
+    """
+    path = configs_dir() / "fixtures" / f"{name}.toml"
+    if name not in fixture_names():
+        near = difflib.get_close_matches(name, fixture_names(), n=1)
+        raise UsageError(
+            f"`{name}` is neither a directory nor a fixture nor a hub id",
+            hint=f"did you mean `{near[0]}`?"
+            if near
+            else f"fixtures: {', '.join(fixture_names())}; hub ids look like `answerdotai/ModernBERT-base`",
+        )
+    raw, digest = read_toml(path)
+    try:
+        fixture = Fixture.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TableError(f"`{path.name}`: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    parts = [digest, hashlib.sha256(corpus_path().read_bytes()).hexdigest()]
+    for package in ("torch", "transformers", "tokenizers"):
+        try:
+            parts.append(f"{package}=={version(package)}")
+        except PackageNotFoundError:
+            parts.append(f"{package} absent")
+    return fixture, hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def corpus_path() -> Path:
+    """The text the fixtures' tokenizers are trained on."""
+    return configs_dir() / "fixtures" / "corpus.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One batch for both models.
+
+    Attributes:
+        input_ids: [batch seq], int64.
+        attention_mask: [batch seq], int64, 1 at real tokens.
+        spec: What they were drawn from.
+        window_bites: Whether sliding layers hide something that full layers see.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    spec: InputSpec
+    window_bites: bool
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.input_ids.tobytes() + self.attention_mask.tobytes()).hexdigest()
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.attention_mask.all())
+
+
+def make_inputs(spec: InputSpec, config: ModelConfig) -> Inputs:
+    """Draw a batch: uniform token ids without the padding id, rows padded on the right.
+
+    Raises:
+        UsageError: The model takes shorter sequences than the batch has.
+    """
+    seq = max(spec.lengths)
+    if seq > config.max_position_embeddings:
+        raise UsageError(
+            f"the comparison needs {seq} tokens, the model takes {config.max_position_embeddings} "
+            "(`max_position_embeddings`)"
+        )
+    generator = np.random.Generator(np.random.PCG64(spec.seed))
+    allowed = np.setdiff1d(np.arange(config.vocab_size), [config.pad_token_id if config.pad_token_id is not None else -1])
+    input_ids = generator.choice(allowed, size=(len(spec.lengths), seq)).astype(np.int64)
+    attention_mask = (np.arange(seq)[None, :] < np.array(spec.lengths)[:, None]).astype(np.int64)
+    input_ids[attention_mask == 0] = config.pad_token_id if config.pad_token_id is not None else 0
+    return Inputs(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        spec=spec,
+        window_bites=SLIDING not in config.layer_types or min(spec.lengths) > config.half_window + 1,
+    )
+
+
+def default_inputs(config: ModelConfig) -> InputSpec:
+    """Inputs for a model that is no fixture: long enough for its window to bite, one row padded."""
+    longest = min(max(DEFAULT_LENGTHS[0], 2 * config.half_window + 64), config.max_position_embeddings)
+    return InputSpec(seed=0, lengths=(longest, longest - longest // 6))

@@ -1,0 +1,217 @@
+"""What a ModernBERT config.json means, whichever transformers version wrote it.
+
+Both spellings are read: v4 (4.48 to 4.57: `global_rope_theta`, `local_rope_theta`, `global_attn_every_n_layers`)
+and v5 (`rope_parameters`, `layer_types`). Where both are present v5 wins, as in the reference. A switch that
+changes the numbers and is not implemented is refused by name, never ignored.
+
+Source: transformers 5.23.0, models/modernbert/configuration_modernbert.py; 4.55.4, same file.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from modernbert_align.errors import ConfigError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+DEFAULT_THETA = {FULL: 160_000.0, SLIDING: 10_000.0}
+ACTIVATIONS = ("gelu", "silu")
+POOLINGS = ("cls", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture a config.json describes, every switch resolved. Names are Hugging Face's."""
+
+    vocab_size: int = 50368
+    hidden_size: int = 768
+    intermediate_size: int = 1152
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    hidden_activation: str = "gelu"
+    max_position_embeddings: int = 8192
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    pad_token_id: int | None = 50283
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    layer_types: tuple[str, ...] = ()
+    full_rope_theta: float = DEFAULT_THETA[FULL]
+    sliding_rope_theta: float = DEFAULT_THETA[SLIDING]
+    local_attention: int = 128
+    embedding_dropout: float = 0.0
+    mlp_bias: bool = False
+    mlp_dropout: float = 0.0
+    decoder_bias: bool = True
+    classifier_pooling: str = "cls"
+    classifier_dropout: float = 0.0
+    classifier_bias: bool = False
+    classifier_activation: str = "gelu"
+    sparse_prediction: bool = False
+    sparse_pred_ignore_index: int = -100
+    tie_word_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def half_window(self) -> int:
+        """Sliding layers keep |i - j| <= this many positions."""
+        return self.local_attention // 2
+
+    def rope_theta(self, layer_type: str) -> float:
+        """RoPE base of a layer kind."""
+        return self.full_rope_theta if layer_type == FULL else self.sliding_rope_theta
+
+    def rope_parameters(self) -> dict[str, dict[str, Any]]:
+        """The v5 spelling of the RoPE settings."""
+        return {kind: {"rope_type": "default", "rope_theta": self.rope_theta(kind)} for kind in (FULL, SLIDING)}
+
+
+_INTEGERS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "local_attention",
+)
+_FLAGS = tuple(f.name for f in fields(ModelConfig) if f.type in (bool, "bool"))
+_FLOATS = (
+    "norm_eps",
+    "initializer_range",
+    "initializer_cutoff_factor",
+    "attention_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "classifier_dropout",
+)
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+    """Resolve a config.json document to one architecture.
+
+    Args:
+        raw: The parsed JSON object, v4 or v5 spelling, from either framework.
+        where: Named in error messages.
+
+    Raises:
+        ConfigError: Another model type, a value of the wrong kind, or a switch that is not supported.
+    """
+    model_type = raw.get("model_type")
+    if model_type != "modernbert":
+        raise ConfigError(
+            f"`model_type` is `{model_type}` in `{where}`, not `modernbert`",
+            hint="only ModernBERT encoder checkpoints can be converted and compared",
+        )
+    known = {f.name for f in fields(ModelConfig)} - {"layer_types", "full_rope_theta", "sliding_rope_theta"}
+    values: dict[str, Any] = {key: raw[key] for key in known if raw.get(key) is not None}
+    if "pad_token_id" in raw:  # null is a value here: no padding row
+        values["pad_token_id"] = raw["pad_token_id"]
+    _check_kinds(values, where)
+    for key in ("hidden_activation", "classifier_activation"):
+        _one_of(values, key, ACTIVATIONS, where)
+    _one_of(values, "classifier_pooling", POOLINGS, where)
+    config = ModelConfig(**values)
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"`hidden_size` {config.hidden_size} is not a multiple of `num_attention_heads` "
+            f"{config.num_attention_heads} in `{where}`"
+        )
+    if config.head_dim % 2:
+        raise ConfigError(f"the head width {config.head_dim} is odd in `{where}`; RoPE needs an even one")
+    thetas = _rope_thetas(raw, where)
+    return ModelConfig(
+        **values,
+        layer_types=_layer_types(raw, config.num_hidden_layers, where),
+        full_rope_theta=thetas[FULL],
+        sliding_rope_theta=thetas[SLIDING],
+    )
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a checkpoint folder.
+
+    Raises:
+        ConfigError: The file is absent or not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"no `config.json` in `{folder}`", hint="point at the folder that holds config.json and the weights"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{path}` is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"`{path}` holds a JSON {type(document).__name__}, not an object")
+    return document
+
+
+def _check_kinds(values: Mapping[str, Any], where: str) -> None:
+    for key, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key in _INTEGERS and not (number and value == int(value) and value > 0):
+            raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a positive integer")
+        if key in _FLAGS and not isinstance(value, bool):
+            raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not true or false")
+        if key in _FLOATS and not (number and value >= 0):
+            raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a number >= 0")
+
+
+def _one_of(values: Mapping[str, Any], key: str, allowed: tuple[str, ...], where: str) -> None:
+    if key in values and values[key] not in allowed:
+        raise ConfigError(
+            f"`{key}` = `{values[key]}` in `{where}` is not supported", hint=f"supported: {', '.join(allowed)}"
+        )
+
+
+def _layer_types(raw: Mapping[str, Any], num_layers: int, where: str) -> tuple[str, ...]:
+    given = raw.get("layer_types")
+    if given is None:
+        every = raw.get("global_attn_every_n_layers", 3)
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ConfigError(f"`global_attn_every_n_layers` is `{every!r}` in `{where}`, not a positive integer")
+        return tuple(SLIDING if i % every else FULL for i in range(num_layers))
+    if len(given) != num_layers:
+        raise ConfigError(f"`layer_types` has {len(given)} entries in `{where}`, `num_hidden_layers` is {num_layers}")
+    for kind in given:
+        if kind not in (FULL, SLIDING):
+            raise ConfigError(f"`layer_types` entry `{kind}` in `{where}` is not supported")
+    return tuple(given)
+
+
+def _rope_thetas(raw: Mapping[str, Any], where: str) -> dict[str, float]:
+    if raw.get("rope_scaling") is not None:
+        raise ConfigError(
+            f"`rope_scaling` = `{raw['rope_scaling']}` in `{where}` is not supported",
+            hint="only unscaled RoPE is implemented; the checkpoint would give wrong numbers",
+        )
+    full = raw.get("global_rope_theta", DEFAULT_THETA[FULL])
+    sliding = raw.get("local_rope_theta", DEFAULT_THETA[SLIDING])
+    thetas = {FULL: full, SLIDING: full if sliding is None else sliding}  # v4: null means the global base
+    for kind, parameters in (raw.get("rope_parameters") or {}).items():
+        if kind not in thetas:
+            raise ConfigError(f"`rope_parameters.{kind}` in `{where}` is not supported")
+        extra = sorted(set(parameters or {}) - {"rope_type", "rope_theta"})
+        if extra:
+            raise ConfigError(f"`rope_parameters.{kind}.{extra[0]}` in `{where}` is not supported")
+        rope_type = (parameters or {}).get("rope_type", "default")
+        if rope_type != "default":
+            raise ConfigError(
+                f"`rope_parameters.{kind}.rope_type` = `{rope_type}` in `{where}` is not supported",
+                hint="only unscaled RoPE is implemented; the checkpoint would give wrong numbers",
+            )
+        thetas[kind] = (parameters or {}).get("rope_theta", thetas[kind])
+    for kind, theta in thetas.items():
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+            raise ConfigError(f"the RoPE base of {kind} layers is `{theta!r}` in `{where}`, not a positive number")
+    return {kind: float(theta) for kind, theta in thetas.items()}

@@ -1,0 +1,1 @@
+"""What runs both models side by side and yields records."""

@@ -1,0 +1,1 @@
+"""Paddle models in PaddleNLP style."""

@@ -1,0 +1,4 @@
+"""ModernBERT in PaddleNLP's file set: configuration, modeling, attention.
+
+Importing a submodule imports paddle and paddlenlp.
+"""

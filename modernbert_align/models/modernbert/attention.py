@@ -1,0 +1,198 @@
+"""Attention of ModernBERT: rotary positions, the two masks, and the eager implementation.
+
+Axes, as used in the shape comments here and in modeling.py:
+    batch, seq          sequences, and tokens per sequence (padded)
+    hidden              config.hidden_size
+    heads, head_dim     heads * head_dim == hidden
+    inter               config.intermediate_size
+
+Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py and masking_utils.py.
+"""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from modernbert_align.core.model_config import SLIDING
+from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.layers import Linear
+from modernbert_align.models.modernbert.precision import rounded
+
+
+def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:  # type: ignore[type-arg]
+    """RoPE's inverse frequencies, 1 / theta ** (2k / head_dim), in float32 arithmetic.
+
+    Paddle's float32 power gives the reference's bits for the published sizes; numpy's differs in one of five.
+
+    Returns:
+        [head_dim/2], float32.
+
+    Source: transformers 5.23.0, ModernBertRotaryEmbedding.compute_default_rope_parameters.
+    """
+    exponents = paddle.arange(0, head_dim, 2, dtype="float32") / head_dim
+    return (1.0 / (theta**exponents)).numpy()
+
+
+class ModernBertRotaryEmbedding(nn.Layer):
+    """cos and sin tables for one layer kind, computed in float32 and rounded to the activations' dtype.
+
+    Args:
+        config: The model's configuration.
+        layer_type: `full_attention` or `sliding_attention`; each has its own base.
+    """
+
+    def __init__(self, config: ModernBertConfig, layer_type: str) -> None:
+        super().__init__()
+        head_dim = config.hidden_size // config.num_attention_heads
+        theta = config.rope_parameters[layer_type]["rope_theta"]
+        # Not a buffer: a cast of the model to bfloat16 must leave the frequencies in float32.
+        self.inv_freq = inverse_frequencies(head_dim, theta)
+
+    def forward(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Tables for the given positions.
+
+        Args:
+            position_ids: [batch_or_1 seq], integers.
+            dtype: dtype of the activations.
+
+        Returns:
+            cos and sin, each [batch_or_1 seq head_dim] in `dtype`.
+        """
+        freqs = position_ids.astype("float32").unsqueeze(-1) * paddle.to_tensor(self.inv_freq)  # [b seq head_dim/2]
+        angles = paddle.concat([freqs, freqs], axis=-1)  # [b seq head_dim]
+        return angles.cos().astype(dtype), angles.sin().astype(dtype)
+
+
+def rotate_half(x: paddle.Tensor) -> paddle.Tensor:
+    """(x1, x2) -> (-x2, x1) on the two halves of the last axis."""
+    first, second = x.chunk(2, axis=-1)
+    return paddle.concat([-second, first], axis=-1)
+
+
+def apply_rotary_pos_emb(
+    q: paddle.Tensor, k: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Rotate queries and keys by position (RoPE, half-split layout).
+
+    Args:
+        q: [batch heads seq head_dim], any float dtype.
+        k: Like q.
+        cos: [batch_or_1 seq head_dim], already rounded to the activations' dtype.
+        sin: Like cos.
+
+    Returns:
+        q and k, same shapes and dtypes. The rotation is computed in float32, as the reference does since 5.2.
+
+    Source: transformers 5.23.0, modeling_modernbert.py, apply_rotary_pos_emb.
+    """
+    dtype = q.dtype
+    cos = cos.astype("float32").unsqueeze(1)  # [batch_or_1 1 seq head_dim]
+    sin = sin.astype("float32").unsqueeze(1)  # [batch_or_1 1 seq head_dim]
+    q, k = q.astype("float32"), k.astype("float32")
+    return (
+        (q * cos + rotate_half(q) * sin).astype(dtype),
+        (k * cos + rotate_half(k) * sin).astype(dtype),
+    )
+
+
+def sliding_window_keep(query_positions: int, half_window: int) -> paddle.Tensor:
+    """Which keys a sliding layer may see: |i - j| <= half_window, both edges included.
+
+    Returns:
+        [seq seq], bool.
+    """
+    positions = paddle.arange(query_positions)
+    return (positions.unsqueeze(0) - positions.unsqueeze(1)).abs() <= half_window  # [seq seq]
+
+
+def attention_bias(
+    attention_mask: paddle.Tensor | None, seq: int, half_window: int | None, dtype: paddle.dtype
+) -> paddle.Tensor | None:
+    """What is added to the attention scores: 0 where a key may be seen, the dtype's lowest value elsewhere.
+
+    Args:
+        attention_mask: [batch seq], true (1) at real tokens; None if there is no padding.
+        half_window: None for full attention.
+        dtype: dtype of the scores.
+
+    Returns:
+        [batch_or_1 1 seq_or_1 seq], or None if nothing is hidden.
+    """
+    keep = None
+    if attention_mask is not None:
+        keep = attention_mask.astype("bool").unsqueeze(1).unsqueeze(1)  # [batch 1 1 seq]
+    if half_window is not None:
+        window = sliding_window_keep(seq, half_window).unsqueeze(0).unsqueeze(0)  # [1 1 seq seq]
+        keep = window if keep is None else paddle.logical_and(keep, window)  # [batch 1 seq seq]
+    if keep is None:
+        return None
+    lowest = paddle.to_tensor(paddle.finfo(dtype).min, dtype="float32")
+    return paddle.where(keep, paddle.zeros([], dtype="float32"), lowest).astype(dtype)
+
+
+def eager_attention(
+    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, bias: paddle.Tensor | None, dropout: float, training: bool
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Attention spelled out: the implementation that carries the alignment contract.
+
+    Args:
+        q, k, v: [batch heads seq head_dim].
+        bias: See `attention_bias`.
+
+    Returns:
+        The weighted values [batch seq heads head_dim] and the probabilities [batch heads seq seq].
+
+    Source: transformers 5.23.0, modeling_modernbert.py, eager_attention_forward.
+    """
+    scores = rounded(paddle.matmul, q, k, transpose_y=True)  # [batch heads seq seq]
+    scores = rounded(paddle.scale, scores, scale=q.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = rounded(paddle.add, scores, bias)
+    probabilities = F.softmax(scores.astype("float32"), axis=-1).astype(q.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=training)
+    out = rounded(paddle.matmul, probabilities, v)  # [batch heads seq head_dim]
+    return out.transpose([0, 2, 1, 3]), probabilities  # [batch seq heads head_dim]
+
+
+class ModernBertAttention(nn.Layer):
+    """Multi-head self-attention with rotary positions.
+
+    Args:
+        config: The model's configuration.
+        layer_idx: Index of the layer; decides between full and sliding attention.
+    """
+
+    def __init__(self, config: ModernBertConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = config.attention_dropout
+        self.is_sliding = config.layer_types[layer_idx] == SLIDING
+        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.out_drop = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self,
+        hidden_states: paddle.Tensor,
+        position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
+        attention_bias: paddle.Tensor | None = None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Attend.
+
+        Args:
+            hidden_states: [batch seq hidden].
+            position_embeddings: cos and sin, each [batch_or_1 seq head_dim].
+            attention_bias: [batch_or_1 1 seq_or_1 seq], or None.
+
+        Returns:
+            The output [batch seq hidden] and the probabilities [batch heads seq seq].
+        """
+        batch, seq = hidden_states.shape[:2]
+        qkv = self.Wqkv(hidden_states).reshape([batch, seq, 3, self.num_heads, self.head_dim])
+        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [batch heads seq head_dim]
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        out, probabilities = eager_attention(q, k, v, attention_bias, self.attention_dropout, self.training)
+        out = out.reshape([batch, seq, self.num_heads * self.head_dim])  # [batch seq hidden]
+        return self.out_drop(self.Wo(out)), probabilities

@@ -1,0 +1,121 @@
+"""Token embedding, Linear, LayerNorm, the GeGLU block and the decoder, each rounding where the reference rounds."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.precision import rounded
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # F.gelu is the exact one (erf)
+
+
+class Linear(nn.Linear):
+    """`paddle.nn.Linear` (weight [in, out]) with the reference's single rounding after the bias."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias_attr=None if bias else False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[... in] -> [... out]."""
+        return rounded(F.linear, x, self.weight, self.bias)
+
+
+class TokenEmbedding(nn.Embedding):
+    """Embedding whose padding row is read like any other and gets no gradient from the lookup.
+
+    `paddle.nn.Embedding` with `padding_idx` returns zeros for padding instead of the row; the reference does not.
+
+    Source: torch.nn.Embedding, `padding_idx`.
+    """
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.pad_token_id = config.pad_token_id
+
+    def forward(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        """[batch seq] -> [batch seq hidden]."""
+        out = F.embedding(input_ids, self.weight)  # [batch seq hidden]
+        if self.pad_token_id is None or out.stop_gradient:
+            return out
+        padding = (input_ids == self.pad_token_id).unsqueeze(-1)  # [batch seq 1]
+        return rounded(lambda frozen, live: paddle.where(padding, frozen, live), out.detach(), out)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last axis; its bias is optional."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(
+            config.hidden_size, epsilon=config.norm_eps, bias_attr=None if config.norm_bias else False
+        )
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[... hidden] -> same shape."""
+        return rounded(_layer_norm, x, self.weight, self.bias, self._epsilon)
+
+
+def _layer_norm(
+    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, epsilon: float
+) -> paddle.Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+class ModernBertMLP(nn.Layer):
+    """Gated feed-forward block: Wo(act(input) * gate), input and gate being the two halves of Wi's output.
+
+    Source: transformers 5.23.0, modeling_modernbert.py, ModernBertMLP.
+    """
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.drop = nn.Dropout(config.mlp_dropout)
+        self.act = ACTIVATIONS[config.hidden_activation]
+
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """[batch seq hidden] -> same shape."""
+        value, gate = self.Wi(hidden_states).chunk(2, axis=-1)  # each [batch seq inter]
+        return self.Wo(self.drop(rounded(self.act, value) * gate))
+
+
+class ModernBertPredictionHead(nn.Layer):
+    """norm(act(dense(x))), in front of every task's last projection.
+
+    Source: transformers 5.23.0, modeling_modernbert.py, ModernBertPredictionHead.
+    """
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.act = ACTIVATIONS[config.classifier_activation]
+        self.norm = LayerNorm(config)
+
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """[... hidden] -> same shape."""
+        return self.norm(rounded(self.act, self.dense(hidden_states)))
+
+
+class ModernBertDecoder(nn.Layer):
+    """Projection onto the vocabulary. Its weight has the embedding's layout, so that a tied one is the embedding.
+
+    Args:
+        config: The model's configuration.
+        embedding: The token embedding whose weight to share, or None for a weight of its own.
+    """
+
+    def __init__(self, config: ModernBertConfig, embedding: nn.Embedding | None) -> None:
+        super().__init__()
+        shape = [config.vocab_size, config.hidden_size]
+        self.weight = embedding.weight if embedding is not None else self.create_parameter(shape)
+        self.bias = self.create_parameter([config.vocab_size], is_bias=True) if config.decoder_bias else None
+
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """[... hidden] -> [... vocab]."""
+        return rounded(_decode, hidden_states, self.weight, self.bias)
+
+
+def _decode(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+    logits = paddle.matmul(x, weight, transpose_y=True)  # [... vocab]
+    return logits if bias is None else logits + bias

@@ -1,0 +1,281 @@
+"""ModernBERT encoder and its masked-LM head in Paddle, in the order and with the names of the reference.
+
+Axes in the shape comments are those of attention.py.
+
+Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py; paddlenlp 2.8.1, transformers/model_utils.py.
+"""
+
+import math
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddlenlp.transformers.conversion_utils import StateDictNameMapping
+from paddlenlp.transformers.model_outputs import BaseModelOutput, MaskedLMOutput
+from paddlenlp.transformers.model_utils import PretrainedModel, register_base_model
+
+from modernbert_align.core.model_config import FULL, SLIDING
+from modernbert_align.core.table import load_table
+from modernbert_align.models.modernbert.attention import (
+    ModernBertAttention,
+    ModernBertRotaryEmbedding,
+    attention_bias,
+)
+from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.layers import (
+    LayerNorm,
+    ModernBertDecoder,
+    ModernBertMLP,
+    ModernBertPredictionHead,
+    TokenEmbedding,
+)
+from modernbert_align.models.modernbert.precision import rounded
+
+__all__ = ["ModernBertForMaskedLM", "ModernBertModel", "ModernBertPretrainedModel"]
+
+
+class ModernBertEmbeddings(nn.Layer):
+    """Token embedding, normalised; positions come in by rotation, in the attention."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = TokenEmbedding(config)
+        self.norm = LayerNorm(config)
+        self.drop = nn.Dropout(config.embedding_dropout)
+
+    def forward(
+        self, input_ids: paddle.Tensor | None = None, inputs_embeds: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
+        """[batch seq] ids, or [batch seq hidden] embeddings -> [batch seq hidden]."""
+        embedded = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.drop(self.norm(embedded))
+
+
+class ModernBertEncoderLayer(nn.Layer):
+    """Pre-norm block: x + attn(norm(x)), then x + mlp(norm(x)). Layer 0 has no attention norm."""
+
+    def __init__(self, config: ModernBertConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.attention_type = config.layer_types[layer_idx]
+        self.attn_norm = nn.Identity() if layer_idx == 0 else LayerNorm(config)
+        self.attn = ModernBertAttention(config, layer_idx)
+        self.mlp_norm = LayerNorm(config)
+        self.mlp = ModernBertMLP(config)
+
+    def forward(
+        self,
+        hidden_states: paddle.Tensor,
+        position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
+        attention_bias: paddle.Tensor | None = None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """[batch seq hidden] -> same shape, and the attention probabilities [batch heads seq seq]."""
+        attended, probabilities = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias)
+        hidden_states = rounded(paddle.add, hidden_states, attended)
+        return rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states))), probabilities
+
+
+class ModernBertPretrainedModel(PretrainedModel):
+    """Loading, saving, initialisation and name mapping, common to all heads."""
+
+    config_class = ModernBertConfig
+    base_model_prefix = "model"
+    model_config_file = "config.json"
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\."]
+
+    @classmethod
+    def _get_name_mappings(cls, config: ModernBertConfig) -> list[StateDictNameMapping]:
+        """PaddleNLP's mapping rows, derived from `configs/tables/modernbert.toml`."""
+        table = load_table()
+        head = table.head_of([cls.__name__], where=cls.__name__)
+        return [
+            StateDictNameMapping(entry.hf, entry.paddle, "transpose" if entry.op.name == "T" else None, index=index)
+            for index, entry in enumerate(table.expand(config.resolved(), head))
+            if entry.op.stored
+        ]
+
+    def _init_weights(self, layer: nn.Layer) -> None:
+        """Draw the weights of one layer from the reference's distribution: a truncated normal per role.
+
+        Source: transformers 5.23.0, modeling_modernbert.py, ModernBertPreTrainedModel._init_weights.
+        """
+        config = self.config
+        inner = config.initializer_range
+        outer = config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
+        stds: list[tuple[nn.Layer, float]] = []
+        if isinstance(layer, ModernBertEmbeddings):
+            stds = [(layer.tok_embeddings, inner)]
+        elif isinstance(layer, ModernBertMLP):
+            stds = [(layer.Wi, inner), (layer.Wo, outer)]
+        elif isinstance(layer, ModernBertAttention):
+            stds = [(layer.Wqkv, inner), (layer.Wo, outer)]
+        elif isinstance(layer, ModernBertPredictionHead):
+            stds = [(layer.dense, outer)]
+        elif isinstance(layer, ModernBertDecoder) and not config.tie_word_embeddings:
+            stds = [(layer, outer)]
+        for module, std in stds:
+            cutoff = config.initializer_cutoff_factor * std
+            nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.initializer.Constant(0.0)(module.bias)
+
+
+@register_base_model
+class ModernBertModel(ModernBertPretrainedModel):
+    """The encoder.
+
+    Args:
+        config: The model's configuration.
+    """
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = ModernBertEmbeddings(config)
+        self.layers = nn.LayerList([ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.final_norm = LayerNorm(config)
+        self.rotary_emb = nn.LayerDict(
+            {kind: ModernBertRotaryEmbedding(config, kind) for kind in (FULL, SLIDING)}
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.embeddings.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.embeddings.tok_embeddings = value
+
+    def forward(
+        self,
+        input_ids: paddle.Tensor | None = None,
+        attention_mask: paddle.Tensor | None = None,
+        position_ids: paddle.Tensor | None = None,
+        inputs_embeds: paddle.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Encode a batch.
+
+        Args:
+            input_ids: [batch seq], integers; exactly one of this and `inputs_embeds`.
+            attention_mask: [batch seq], 1 at real tokens and 0 at padding; None if there is no padding.
+            position_ids: [batch_or_1 seq]; 0, 1, 2, ... if None.
+            inputs_embeds: [batch seq hidden].
+            output_attentions: Also return the probabilities of every layer, [batch heads seq seq] each.
+            output_hidden_states: Also return the input of every layer and the final states, [batch seq hidden] each.
+            return_dict: Return a `BaseModelOutput` instead of a tuple.
+
+        Returns:
+            `last_hidden_state` [batch seq hidden], then what was asked for.
+
+        Raises:
+            ValueError: Neither or both of `input_ids` and `inputs_embeds` were given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.use_return_dict
+        hidden_states = self.embeddings(input_ids, inputs_embeds)  # [batch seq hidden]
+        seq, dtype = hidden_states.shape[1], hidden_states.dtype
+        if position_ids is None:
+            position_ids = paddle.arange(seq).unsqueeze(0)  # [1 seq]
+        windows = {FULL: None, SLIDING: self.config.local_attention // 2}
+        kinds = sorted(set(self.config.layer_types))
+        positions = {kind: self.rotary_emb[kind](position_ids, dtype) for kind in kinds}
+        biases = {kind: attention_bias(attention_mask, seq, windows[kind], dtype) for kind in kinds}
+
+        all_hidden_states: tuple[paddle.Tensor, ...] = ()
+        all_attentions: tuple[paddle.Tensor, ...] = ()
+        for layer in self.layers:
+            all_hidden_states += (hidden_states,)
+            kind = layer.attention_type
+            hidden_states, probabilities = layer(hidden_states, positions[kind], biases[kind])
+            all_attentions += (probabilities,) if output_attentions else ()
+        hidden_states = self.final_norm(hidden_states)
+        all_hidden_states += (hidden_states,)
+        output = BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+            attentions=all_attentions if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class ModernBertForMaskedLM(ModernBertPretrainedModel):
+    """The encoder with a language-modeling head.
+
+    Args:
+        config: The model's configuration. With `tie_word_embeddings` the decoder's weight is the token embedding.
+    """
+
+    _keys_to_ignore_on_load_missing = [r"^decoder\.weight$"]
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config)
+        self.model = ModernBertModel(config)
+        self.head = ModernBertPredictionHead(config)
+        tied = self.model.get_input_embeddings() if config.tie_word_embeddings else None
+        self.decoder = ModernBertDecoder(config, tied)
+        self._keys_to_ignore_on_save = ["decoder.weight"] if config.tie_word_embeddings else None
+
+    def get_output_embeddings(self) -> ModernBertDecoder:
+        """The decoder."""
+        return self.decoder
+
+    def set_output_embeddings(self, value: ModernBertDecoder) -> None:
+        """Replace the decoder."""
+        self.decoder = value
+
+    def forward(
+        self,
+        input_ids: paddle.Tensor | None = None,
+        attention_mask: paddle.Tensor | None = None,
+        position_ids: paddle.Tensor | None = None,
+        inputs_embeds: paddle.Tensor | None = None,
+        labels: paddle.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Predict tokens.
+
+        Args:
+            input_ids: As in `ModernBertModel`, like the other arguments not listed here.
+            labels: [batch seq], token ids; positions equal to -100 do not count.
+
+        Returns:
+            `loss` (scalar, mean over the positions that count; only with labels), `logits` [batch seq vocab], then
+            what was asked for. With `config.sparse_prediction` and labels, logits only of the positions that count:
+            [positions vocab].
+        """
+        if return_dict is None:
+            return_dict = self.config.use_return_dict
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state  # [batch seq hidden]
+        if self.config.sparse_prediction and labels is not None:
+            labels = labels.flatten()
+            counted = (labels != self.config.sparse_pred_ignore_index).nonzero().flatten()
+            hidden_states = hidden_states.flatten(0, 1).index_select(counted)  # [positions hidden]
+            labels = labels.index_select(counted)  # [positions]
+        logits = self.decoder(self.head(hidden_states))  # [batch seq vocab] or [positions vocab]
+        loss = None
+        if labels is not None:
+            flat = logits.reshape([-1, self.config.vocab_size]).astype("float32")
+            loss = F.cross_entropy(flat, labels.flatten(), ignore_index=-100)
+        output = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+        return output if return_dict else output.to_tuple()
