@@ -68,11 +68,13 @@ class ModernBertEncoderLayer(nn.Layer):
         hidden_states: paddle.Tensor,
         position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
         attention_bias: paddle.Tensor | None = None,
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """[batch seq hidden] -> same shape, and the attention probabilities [batch heads seq seq]."""
+        output_attentions: bool = False,
+    ) -> Any:
+        """[batch seq hidden] -> same shape; with `output_attentions` also the probabilities [batch heads seq seq]."""
         attended, probabilities = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias)
         hidden_states = rounded(paddle.add, hidden_states, attended)
-        return rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states))), probabilities
+        hidden_states = rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states)))
+        return (hidden_states, probabilities) if output_attentions else hidden_states
 
 
 class ModernBertPretrainedModel(PretrainedModel):
@@ -194,8 +196,10 @@ class ModernBertModel(ModernBertPretrainedModel):
         for layer in self.layers:
             all_hidden_states += (hidden_states,)
             kind = layer.attention_type
-            hidden_states, probabilities = layer(hidden_states, positions[kind], biases[kind])
-            all_attentions += (probabilities,) if output_attentions else ()
+            hidden_states = layer(hidden_states, positions[kind], biases[kind], output_attentions)
+            if output_attentions:
+                hidden_states, probabilities = hidden_states
+                all_attentions += (probabilities,)
         hidden_states = self.final_norm(hidden_states)
         all_hidden_states += (hidden_states,)
         output = BaseModelOutput(

@@ -1,0 +1,107 @@
+"""Runs the candidate: the Paddle ModernBERT of this package."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import paddle
+
+from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.ops import Bits
+from modernbert_align.errors import CheckpointError
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def load(folder: Path, architecture: str, dtype: str) -> Any:
+    """Load a converted checkpoint, in evaluation mode, the way users do: with `from_pretrained`.
+
+    Args:
+        architecture: A class of `modernbert_align.models.modernbert.modeling`.
+        dtype: fp32 or bf16.
+
+    Raises:
+        CheckpointError: A weight of the architecture is not in the checkpoint; it is never left at random.
+    """
+    from modernbert_align.core.checkpoint import open_checkpoint
+    from modernbert_align.models.modernbert import modeling
+
+    stored = set(open_checkpoint(folder).tensors)
+    with quiet():
+        model = getattr(modeling, architecture).from_pretrained(str(folder), dtype=_DTYPES[dtype])
+    tied = {"decoder.weight"} if model.config.tie_word_embeddings else set()
+    prefix = f"{model.base_model_prefix}."
+    wanted = set(model.state_dict()) - tied
+    if not any(name.startswith(prefix) for name in stored):
+        wanted = {name.removeprefix(prefix) for name in wanted}
+    elif not any(name.startswith(prefix) for name in wanted):
+        wanted = {prefix + name for name in wanted}
+    missing = sorted(wanted - stored)
+    if missing:
+        raise CheckpointError(
+            f"`{missing[0]}` is not in `{folder}`, so {architecture} cannot be loaded from it",
+            hint="choose the --head the checkpoint was saved with",
+        )
+    model.eval()
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PaddleNLP's progress messages off the terminal."""
+    from paddlenlp.utils.log import logger
+
+    level = logger.logger.level
+    logger.set_level("ERROR")
+    previous = logging.root.manager.disable
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.logger.setLevel(level)
+        logging.disable(previous)
+
+
+def inputs(batch: Inputs) -> dict[str, Any]:
+    """The batch as keyword arguments of the model."""
+    return {
+        "input_ids": paddle.to_tensor(batch.input_ids),
+        "attention_mask": paddle.to_tensor(batch.attention_mask),
+        "return_dict": True,
+    }
+
+
+def to_numpy(tensor: paddle.Tensor) -> npt.NDArray[np.floating]:
+    """Values as float32 (exact for half precision), or float64."""
+    tensor = tensor.detach()
+    return tensor.numpy() if tensor.dtype == paddle.float64 else tensor.astype("float32").numpy()
+
+
+def dtype_name(tensor: paddle.Tensor) -> str:
+    """The dtype without its framework's name, for example `bfloat16`."""
+    return str(tensor.dtype).removeprefix("paddle.")
+
+
+def state_bits(model: Any) -> dict[str, tuple[Bits, str]]:
+    """Every entry of the state dict as unsigned integers, with its dtype.
+
+    Returns:
+        name -> (bits, dtype name).
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()  # bfloat16 comes as uint16
+        found[name] = (values.view(f"u{values.itemsize}"), dtype_name(tensor))
+    return found
+
+
+def execution(dtype: str) -> str:
+    """Whether half-precision kernels are the device's own or computed in float32 and rounded."""
+    if dtype == "fp32":
+        return "native"
+    return "emulated" if paddle.get_device() == "cpu" else "native"

@@ -1,0 +1,69 @@
+"""Process-wide settings that must be in place before a framework is imported, and what they turned out to be.
+
+Rounding depends on the instruction set: with avx512_bf16 or AMX, oneDNN multiplies bfloat16 natively and rounds
+differently from float32 kernels. The comparison pins oneDNN to plain AVX-512 so that machines agree. (Where a
+machine has less, the pin does nothing.) The number of threads was measured to make no difference to the results.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+PINNED_ISA = "AVX512_CORE"
+_PINS = {
+    "ONEDNN_MAX_CPU_ISA": PINNED_ISA,  # torch's oneDNN and Paddle's read it at first use
+    "PADIFF_API_CHECK": "OFF",  # on, it wraps several hundred functions of both frameworks for good
+    "PADIFF_CUDA_MEMORY": "OFF",  # on, it moves both models to the CPU
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "GLOG_minloglevel": "2",
+}
+
+
+def pin() -> None:
+    """Set the environment for a reproducible comparison. Call before importing torch or paddle.
+
+    A value the user has set stays, and the report shows it.
+    """
+    for name, value in _PINS.items():
+        os.environ.setdefault(name, value)
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Instruction-set extensions that decide how these frameworks round."""
+    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "sve", "bf16")
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                present = set(line.split(":", 1)[1].split())
+                return tuple(flag for flag in wanted if flag in present)
+    except OSError:
+        pass
+    return ()
+
+
+def describe() -> dict[str, Any]:
+    """Versions, processor and pins, without importing a framework."""
+    from modernbert_align.core.manifest import package_versions
+
+    return {
+        "versions": package_versions(
+            ("torch", "transformers", "paddlepaddle", "paddlenlp", "padiff", "safetensors", "numpy", "modernbert-align")
+        ),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cpu_flags": list(cpu_flags()),
+        "pins": {name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "PADIFF_API_CHECK")},
+    }

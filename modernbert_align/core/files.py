@@ -1,0 +1,34 @@
+"""Writes text files that appear whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from modernbert_align.errors import UsageError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary name beside `path` and rename it.
+
+    Raises:
+        UsageError: The folder cannot be created or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to `{path.parent}`: {error.strerror}", hint="choose another folder or free the path"
+        ) from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write `{path}`: {error.strerror}", hint="check free space and permissions") from None
+    finally:
+        temporary.unlink(missing_ok=True)

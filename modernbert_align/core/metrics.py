@@ -1,0 +1,120 @@
+"""Error measures between a candidate's and a reference's tensor, in float64, a slice at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_SLICE = 1 << 21  # elements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What was measured over the compared elements.
+
+    Attributes:
+        elements: How many were compared.
+        mean_abs: mean(|c - r|).
+        max_abs: max(|c - r|).
+        rel_l2: ||c - r|| / ||r||; None if the reference is all zeros and the candidate is not.
+        reference_rms: sqrt(mean(r**2)).
+        equal_share: Share of elements that are equal.
+        worst_index: Where max_abs occurs, in the uncompressed tensor.
+        worst_candidate, worst_reference: The two values there.
+    """
+
+    elements: int
+    mean_abs: float
+    max_abs: float
+    rel_l2: float | None
+    reference_rms: float
+    equal_share: float
+    worst_index: tuple[int, ...]
+    worst_candidate: float
+    worst_reference: float
+
+
+def finite(values: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None) -> bool:
+    """Whether every compared element is a finite number."""
+    return all(bool(np.isfinite(part).all()) for part, _ in _slices(values, mask))
+
+
+def measure(
+    candidate: npt.NDArray[np.floating], reference: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None
+) -> Metrics:
+    """Compare two tensors of one shape.
+
+    Args:
+        candidate, reference: [batch seq ...] or any shape; finite.
+        mask: [batch seq], true where positions are compared; None compares everything.
+
+    Raises:
+        ValueError: The shapes differ or nothing is left to compare.
+    """
+    if candidate.shape != reference.shape:
+        raise ValueError(f"shapes differ: {candidate.shape} and {reference.shape}")
+    count, total, squares, reference_squares, equal = 0, 0.0, 0.0, 0.0, 0
+    worst, worst_at = -1.0, 0
+    for (c, index), (r, _) in zip(_slices(candidate, mask), _slices(reference, mask), strict=True):
+        c64, r64 = c.astype(np.float64), r.astype(np.float64)
+        error = np.abs(c64 - r64)
+        count += error.size
+        total += float(error.sum())
+        squares += float(np.square(error).sum())
+        reference_squares += float(np.square(r64).sum())
+        equal += int((c == r).sum())
+        if error.size and float(error.max()) > worst:
+            here = int(error.argmax())
+            worst, worst_at = float(error.flat[here]), index(here)
+    if not count:
+        raise ValueError("nothing to compare")
+    if reference_squares > 0:
+        rel_l2: float | None = float(np.sqrt(squares / reference_squares))
+    else:
+        rel_l2 = 0.0 if squares == 0 else None
+    place = tuple(int(i) for i in np.unravel_index(worst_at, candidate.shape))
+    return Metrics(
+        elements=count,
+        mean_abs=total / count,
+        max_abs=worst,
+        rel_l2=rel_l2,
+        reference_rms=float(np.sqrt(reference_squares / count)),
+        equal_share=equal / count,
+        worst_index=place,
+        worst_candidate=float(candidate[place]),
+        worst_reference=float(reference[place]),
+    )
+
+
+class _Index:
+    """Maps a position within a slice to the flat position in the whole tensor."""
+
+    def __init__(self, row: int, start: int, positions: npt.NDArray[np.intp] | None, row_size: int, width: int) -> None:
+        self._base, self._start, self._positions, self._width = row * row_size, start, positions, width
+
+    def __call__(self, within: int) -> int:
+        flat = self._start * self._width + within
+        if self._positions is None:
+            return self._base + flat
+        token, rest = divmod(flat, self._width)
+        return self._base + int(self._positions[token]) * self._width + rest
+
+
+def _slices(
+    values: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None
+) -> Iterator[tuple[npt.NDArray[np.floating], _Index]]:
+    """The compared elements, at most about _SLICE at a time, each with a way back to the whole tensor."""
+    if mask is None or values.ndim < 2 or values.shape[:2] != mask.shape:
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, _SLICE):
+            yield flat[start : start + _SLICE], _Index(0, start, None, 0, 1)
+        return
+    width = int(np.prod(values.shape[2:], dtype=np.int64)) if values.ndim > 2 else 1
+    step = max(1, _SLICE // max(width, 1))
+    for row in range(values.shape[0]):
+        positions = np.flatnonzero(mask[row])
+        tokens = values[row].reshape(values.shape[1], width)  # [seq width]
+        for start in range(0, len(positions), step):
+            part = tokens[positions[start : start + step]]  # [tokens width]
+            yield part, _Index(row, start, positions, values.shape[1] * width, width)

@@ -1,0 +1,109 @@
+"""One compared probe: what was measured, and what was judged from it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Mode = Literal["isolated", "accumulated"]
+Phase = Literal["forward"]
+Dtype = Literal["fp32", "bf16"]
+Observation = Literal["compared", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite", "empty"]
+Status = Literal["pass", "explained", "fail", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite"]
+
+MODES: tuple[Mode, ...] = ("isolated", "accumulated")
+
+
+class Record(BaseModel):
+    """What an engine saw of one probe in one pass. Measured numbers are None where they could not be taken.
+
+    Attributes:
+        mode: isolated (the module's own error, its inputs being the reference's) or accumulated (end to end).
+        observation: Why there are, or are no, numbers.
+        reason: In words, where `observation` is not `compared`.
+        shape: Of the reference's tensor.
+        elements: How many elements were compared (padding left out).
+        mean_abs, max_abs, rel_l2: See `core.metrics.Metrics`.
+        null_rel_l2: The reference against itself, other kernels: rel_l2 of its sdpa against its eager attention.
+        padiff_equal: PaDiff's own elementwise verdict; information only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probe: str
+    dtype: Dtype
+    mode: Mode
+    phase: Phase = "forward"
+    observation: Observation
+    reason: str = ""
+    shape: tuple[int, ...] | None = None
+    elements: int | None = None
+    mean_abs: float | None = None
+    max_abs: float | None = None
+    rel_l2: float | None = None
+    reference_rms: float | None = None
+    equal_share: float | None = None
+    worst_index: tuple[int, ...] | None = None
+    worst_candidate: float | None = None
+    worst_reference: float | None = None
+    null_rel_l2: float | None = None
+    padiff_equal: bool | None = None
+
+
+class Row(Record):
+    """A judged record.
+
+    Attributes:
+        status: The row's verdict.
+        contract: Whether criterion 2 (the contract) applies to this row.
+        contract_limit: Largest mean_abs the contract allows.
+        direct_limit: Largest rel_l2 criterion 4 allows: a multiple of the null.
+        null_ratio: rel_l2 over the null (the larger of the measured one and the roundoff floor).
+        noise_ratio: Criterion 3, rms(candidate - fp64) / rms(reference - fp64); None without an oracle.
+        failed: The criteria the row does not meet: hygiene, contract, direct.
+    """
+
+    status: Status
+    contract: bool
+    contract_limit: float | None = None
+    direct_limit: float | None = None
+    null_ratio: float | None = None
+    noise_ratio: float | None = None
+    failed: tuple[Literal["hygiene", "contract", "direct"], ...] = ()
+
+
+class WeightDifference(BaseModel):
+    """A candidate weight that is not the reference's, through the table.
+
+    Attributes:
+        probe: The probe whose module owns the weight.
+        differing: Elements that differ.
+        max_abs: Largest difference; None if the shapes differ or a value is not finite.
+        looks: What the difference looks like, in words; empty if nothing obvious.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    paddle: str
+    hf: str
+    probe: str
+    dtype: Dtype
+    problem: Literal["values", "shape", "dtype", "missing", "unmapped"]
+    differing: int | None = None
+    elements: int | None = None
+    max_abs: float | None = None
+    looks: str = ""
+
+
+class WeightCheck(BaseModel):
+    """Criterion 1 on weights: in memory, bit for bit, both models.
+
+    Attributes:
+        dtype: Which run.
+        expected: Tensors the table lists for this model.
+        compared: How many of them were compared.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dtype: Dtype
+    expected: int
+    compared: int
+    differences: tuple[WeightDifference, ...]

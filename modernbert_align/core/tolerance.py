@@ -1,0 +1,84 @@
+"""Numbers that decide, as declared in `configs/tolerances/`, each with its origin."""
+
+import math
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modernbert_align.core.resources import configs_dir, read_toml
+from modernbert_align.core.rows import Dtype, Mode
+from modernbert_align.errors import TableError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scope(_Strict):
+    """Where the contract applies: fixtures by name, probes by pattern (`*` is every probe)."""
+
+    fixtures: tuple[str, ...]
+    probes: tuple[str, ...]
+
+    def covers(self, pattern: str) -> bool:
+        """Whether a probe pattern such as `layers.{i}` is under contract."""
+        return "*" in self.probes or pattern in self.probes
+
+
+class Contract(_Strict):
+    """Criterion 2: the largest mean_abs."""
+
+    mean_abs: float = Field(gt=0)
+    origin: str = Field(min_length=1)
+    isolated: Scope
+    accumulated: Scope
+
+    def scope(self, mode: Mode) -> Scope:
+        return self.isolated if mode == "isolated" else self.accumulated
+
+
+class Ratio(_Strict):
+    """Criteria 3 and 4: the largest ratio."""
+
+    factor: float = Field(gt=0)
+    origin: str = Field(min_length=1)
+
+
+class Tolerance(_Strict):
+    """Everything that decides about one dtype.
+
+    Attributes:
+        unit_roundoff: Largest relative error of rounding to the dtype.
+        accumulator_roundoff: The same for the format sums are kept in.
+    """
+
+    dtype: Dtype
+    unit_roundoff: float = Field(gt=0)
+    accumulator_roundoff: float = Field(gt=0)
+    contract: Contract
+    noise: Ratio
+    direct: Ratio
+
+    def floor(self, fan_in: int) -> float:
+        """Relative error two faithful computations may differ by: one rounding, plus that of a sum of `fan_in` terms."""
+        return self.unit_roundoff + self.accumulator_roundoff * math.sqrt(fan_in)
+
+
+def load_tolerance(dtype: Dtype) -> Tolerance:
+    """Load `configs/tolerances/<dtype>.toml`.
+
+    Raises:
+        TableError: The file is malformed.
+    """
+    path = configs_dir() / "tolerances" / f"{dtype}.toml"
+    raw, _ = read_toml(path)
+    try:
+        return Tolerance.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TableError(f"`{path.name}`: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def load_tolerances(dtypes: tuple[Dtype, ...]) -> Mapping[Dtype, Tolerance]:
+    """Load the tolerances of several dtypes."""
+    return {dtype: load_tolerance(dtype) for dtype in dtypes}

@@ -1,0 +1,280 @@
+"""The verdict: every criterion ANDed, nothing rescued, nothing unseen counted as passed.
+
+1 hygiene   every expected probe seen once on each side, shapes and dtypes equal, values finite, weights equal bit for bit
+2 contract  mean_abs within the contract, where it applies
+3 noise     against a float64 oracle; null until the oracle exists
+4 direct    rel_l2 within a multiple of what the reference differs from itself
+
+Judging needs records and installed tolerances only, so a saved report can be judged again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from modernbert_align.core.probes import Probe
+from modernbert_align.core.rows import MODES, Dtype, Mode, Record, Row, Status, WeightCheck
+from modernbert_align.core.tolerance import Tolerance
+from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, ReportError
+
+Policy = Literal["contract", "noise-aware"]
+Verdict = Literal["PASS", "EXPLAINED", "FAIL", "NOT_COMPARED"]
+POLICIES: tuple[Policy, ...] = ("contract", "noise-aware")
+
+_SEEN_BUT_WRONG: dict[str, Status] = {
+    "extra": "extra",
+    "shape_mismatch": "shape_mismatch",
+    "dtype_mismatch": "dtype_mismatch",
+    "nonfinite": "nonfinite",
+}
+
+
+class Failing(BaseModel):
+    """The first place to look at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    probe: str
+    dtype: Dtype
+    mode: Mode | None
+    status: str
+    detail: str
+
+
+class Coverage(BaseModel):
+    """How much of what had to be looked at was looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    expected: int
+    compared: int
+    weights_expected: int
+    weights_compared: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What must have been compared.
+
+    Attributes:
+        probes: Every probe of the model, in execution order.
+        weights: Number of weights of the model.
+        fixture: Name of the contract fixture, or None for any other weights.
+        needs: What the inputs must have exercised: feature -> whether they did.
+    """
+
+    probes: Sequence[Probe]
+    dtypes: tuple[Dtype, ...]
+    weights: int
+    fixture: str | None
+    needs: Mapping[str, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The outcome of `judge`."""
+
+    rows: tuple[Row, ...]
+    verdict: Verdict
+    exit_code: int
+    coverage: Coverage
+    first_failing: Failing | None
+
+
+def default_policy(fixture: str | None) -> Policy:
+    """contract for contract fixtures; for any other weights rounding may exceed the contract in torch too."""
+    return "contract" if fixture is not None else "noise-aware"
+
+
+def judge(
+    records: Sequence[Record],
+    weights: Sequence[WeightCheck],
+    expectation: Expectation,
+    tolerances: Mapping[Dtype, Tolerance],
+    policy: Policy,
+) -> Judgement:
+    """Judge a comparison.
+
+    Args:
+        records: What an engine saw; judged fields of rows are ignored and made anew.
+        weights: One check per dtype.
+
+    Raises:
+        ReportError: Two records claim to be the same probe, dtype and mode.
+    """
+    found = _index(records)
+    known = {(p.name, d, m) for d in expectation.dtypes for m in MODES for p in expectation.probes}
+    rows = [
+        _judge_row(found.get((probe.name, dtype, mode)), probe, dtype, mode, tolerances[dtype], expectation.fixture)
+        for dtype in expectation.dtypes
+        for mode in MODES
+        for probe in expectation.probes
+    ]
+    rows += [
+        _row(record, status="extra", contract=False, failed=("hygiene",))
+        for key, record in found.items()
+        if key not in known
+    ]
+    rows = _explain_only_with_clean_parts(rows)
+    coverage = _coverage(rows, weights, expectation)
+    verdict = _verdict(rows, weights, coverage)
+    return Judgement(
+        rows=tuple(rows),
+        verdict=verdict,
+        exit_code=exit_code(verdict, policy),
+        coverage=coverage,
+        first_failing=_first_failing(rows, weights, expectation, coverage),
+    )
+
+
+def exit_code(verdict: Verdict, policy: Policy) -> int:
+    """The process exit code of a verdict."""
+    if verdict == "FAIL" or (verdict == "EXPLAINED" and policy == "contract"):
+        return EXIT_MISALIGNED
+    return EXIT_NOT_COMPARED if verdict == "NOT_COMPARED" else EXIT_ALIGNED
+
+
+def _index(records: Sequence[Record]) -> dict[tuple[str, Dtype, Mode], Record]:
+    keys = [(r.probe, r.dtype, r.mode) for r in records]
+    twice = [key for key, n in Counter(keys).items() if n > 1]
+    if twice:
+        raise ReportError(f"two rows claim to be `{twice[0][0]}` ({twice[0][1]}, {twice[0][2]})")
+    return dict(zip(keys, records, strict=True))
+
+
+def _row(record: Record, **judged: Any) -> Row:
+    measured = {name: getattr(record, name) for name in Record.model_fields}
+    return Row(**measured, **judged)
+
+
+def _judge_row(
+    record: Record | None, probe: Probe, dtype: Dtype, mode: Mode, tolerance: Tolerance, fixture: str | None
+) -> Row:
+    scope = tolerance.contract.scope(mode)
+    contract = scope.covers(probe.pattern) and (fixture is None or fixture in scope.fixtures)
+    limit = tolerance.contract.mean_abs if contract else None
+    if record is None:
+        record = Record(
+            probe=probe.name, dtype=dtype, mode=mode, observation="missing", reason="there is no record of this probe"
+        )
+    if record.observation in _SEEN_BUT_WRONG:
+        status = _SEEN_BUT_WRONG[record.observation]
+        return _row(record, status=status, contract=contract, contract_limit=limit, failed=("hygiene",))
+    if record.observation != "compared":
+        return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
+    if record.mean_abs is None or not record.elements:
+        record = record.model_copy(update={"observation": "missing", "reason": "nothing was measured"})
+        return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
+    null = max(record.null_rel_l2 or 0.0, tolerance.floor(probe.fan_in))
+    failed: list[str] = []
+    if limit is not None and not record.mean_abs <= limit:
+        failed.append("contract")
+    ratio = None if record.rel_l2 is None else record.rel_l2 / null
+    if ratio is None or not ratio <= tolerance.direct.factor:
+        failed.append("direct")
+    return _row(
+        record,
+        status="pass" if not failed else "explained" if failed == ["contract"] else "fail",
+        contract=contract,
+        contract_limit=limit,
+        direct_limit=tolerance.direct.factor * null,
+        null_ratio=ratio,
+        failed=tuple(failed),
+    )
+
+
+def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
+    """Rounding explains an accumulated overrun only if no part of the model is wrong by itself."""
+    broken = {row.dtype for row in rows if row.mode == "isolated" and row.status not in ("pass", "explained")}
+    return [
+        row.model_copy(update={"status": "fail"}) if row.status == "explained" and row.dtype in broken else row
+        for row in rows
+    ]
+
+
+def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation) -> Coverage:
+    expected = len(expectation.probes) * len(expectation.dtypes) * len(MODES)
+    missing = [f"{row.probe} ({row.dtype}, {row.mode}): {row.reason}" for row in rows if row.status == "missing"]
+    missing += [f"the inputs do not exercise: {feature}" for feature, done in expectation.needs.items() if not done]
+    by_dtype = {check.dtype: check for check in weights}
+    if len(by_dtype) != len(weights):
+        raise ReportError("two weight checks claim the same dtype")
+    compared = 0
+    for dtype in expectation.dtypes:
+        check = by_dtype.get(dtype)
+        compared += check.compared if check is not None else 0
+        if check is None or check.compared < expectation.weights or check.expected != expectation.weights:
+            missing.append(f"weights ({dtype}): {check.compared if check else 0} of {expectation.weights} compared")
+    return Coverage(
+        expected=expected,
+        compared=sum(row.status != "missing" and row.status != "extra" for row in rows),
+        weights_expected=expectation.weights * len(expectation.dtypes),
+        weights_compared=compared,
+        missing=tuple(missing),
+    )
+
+
+def _verdict(rows: Sequence[Row], weights: Sequence[WeightCheck], coverage: Coverage) -> Verdict:
+    statuses = {row.status for row in rows}
+    if statuses - {"pass", "explained", "missing"} or any(check.differences for check in weights):
+        return "FAIL"
+    if coverage.missing or not rows or coverage.compared != coverage.expected:
+        return "NOT_COMPARED"
+    return "EXPLAINED" if "explained" in statuses else "PASS"
+
+
+def _first_failing(
+    rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation, coverage: Coverage
+) -> Failing | None:
+    """Where the error enters: the earliest probe wrong by itself; failing that, the earliest wrong end to end."""
+    order = {probe.name: n for n, probe in enumerate(expectation.probes)}
+    last = len(order)
+    for dtype in expectation.dtypes:
+        bad = [row for row in rows if row.dtype == dtype and row.status != "pass"]
+        own = [
+            Failing(probe=row.probe, dtype=dtype, mode=row.mode, status=row.status, detail=explain(row))
+            for row in bad
+            if row.mode == "isolated" and row.status not in ("explained", "missing")
+        ]
+        own += [
+            Failing(probe=d.probe, dtype=dtype, mode=None, status="weights", detail=f"`{d.paddle}`: {d.problem} {d.looks}")
+            for check in weights
+            if check.dtype == dtype
+            for d in check.differences
+        ]
+        for group in (
+            own,
+            [_failing(row) for row in bad if row.status not in ("explained", "missing")],
+            [_failing(row) for row in bad if row.status == "missing"],
+            [_failing(row) for row in bad],
+        ):
+            if group:
+                return min(group, key=lambda f: order.get(f.probe, last))
+    if coverage.missing:
+        return Failing(
+            probe="", dtype=expectation.dtypes[0], mode=None, status="missing", detail=coverage.missing[0]
+        )
+    return None
+
+
+def _failing(row: Row) -> Failing:
+    return Failing(probe=row.probe, dtype=row.dtype, mode=row.mode, status=row.status, detail=explain(row))
+
+
+def explain(row: Row) -> str:
+    """Why a row has its status, in one sentence without a period."""
+    if row.status == "pass":
+        return "within every criterion"
+    if "hygiene" in row.failed:
+        return row.reason
+    parts = []
+    if "contract" in row.failed:
+        parts.append(f"mean_abs {row.mean_abs:.2e} exceeds the contract's {row.contract_limit:.0e}")
+    if "direct" in row.failed:
+        shown = "cannot be computed" if row.rel_l2 is None else f"{row.rel_l2:.2e}"
+        parts.append(f"rel_l2 {shown} exceeds {row.direct_limit:.2e}, the most rounding explains")
+    if row.status == "explained":
+        parts.append("but is within what rounding explains")
+    return ", ".join(parts)

@@ -1,0 +1,94 @@
+"""Criterion 1 on weights: what both models hold in memory, compared bit for bit through the table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from modernbert_align.core.cast import FLOATS
+from modernbert_align.core.ops import Bits
+from modernbert_align.core.rows import Dtype, WeightCheck, WeightDifference
+from modernbert_align.core.table import Entry
+
+State = Mapping[str, tuple[Bits, str]]
+_FORMATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+
+
+def check_weights(entries: Sequence[Entry], candidate: State, reference: State, dtype: Dtype) -> WeightCheck:
+    """Compare every weight of the table, and report every one that only one side has.
+
+    Args:
+        candidate, reference: name -> (bits, dtype name) of everything the model's state dict holds.
+    """
+    differences: list[WeightDifference] = []
+    compared = 0
+    for entry in entries:
+        ours, theirs = candidate.get(entry.paddle), reference.get(entry.hf)
+        if ours is None or theirs is None:
+            side = "candidate" if ours is None else "reference"
+            differences.append(_difference(entry, dtype, "missing", looks=f"the {side} does not have it"))
+            continue
+        compared += 1
+        difference = _compare(entry, dtype, ours, theirs)
+        if difference is not None:
+            differences.append(difference)
+    for side, state, names in (
+        ("candidate", candidate, {entry.paddle for entry in entries}),
+        ("reference", reference, {entry.hf for entry in entries}),
+    ):
+        for name in sorted(set(state) - names):
+            differences.append(
+                WeightDifference(
+                    paddle=name if side == "candidate" else "",
+                    hf=name if side == "reference" else "",
+                    probe="output",
+                    dtype=dtype,
+                    problem="unmapped",
+                    looks=f"only the {side} has it and no row of the table maps it",
+                )
+            )
+    return WeightCheck(dtype=dtype, expected=len(entries), compared=compared, differences=tuple(differences))
+
+
+def _difference(entry: Entry, dtype: Dtype, problem: str, **found: object) -> WeightDifference:
+    return WeightDifference.model_validate(
+        {"paddle": entry.paddle, "hf": entry.hf, "probe": entry.probe, "dtype": dtype, "problem": problem, **found}
+    )
+
+
+def _compare(
+    entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[Bits, str]
+) -> WeightDifference | None:
+    (candidate, candidate_dtype), (source, reference_dtype) = ours, theirs
+    if candidate_dtype != reference_dtype:
+        return _difference(entry, dtype, "dtype", looks=f"{candidate_dtype}, the reference's is {reference_dtype}")
+    reference = entry.op.apply(source)
+    if candidate.shape != reference.shape:
+        return _difference(
+            entry, dtype, "shape", looks=f"{list(candidate.shape)}, the reference's is {list(reference.shape)}"
+        )
+    if np.array_equal(candidate, reference):
+        return None
+    differing = candidate != reference
+    float_type = FLOATS[_FORMATS[candidate_dtype]]
+    values = candidate.view(float_type).astype(np.float64) - reference.view(float_type).astype(np.float64)
+    return _difference(
+        entry,
+        dtype,
+        "values",
+        differing=int(differing.sum()),
+        elements=candidate.size,
+        max_abs=float(np.abs(values).max()) if np.isfinite(values).all() else None,
+        looks=_looks(entry, candidate, reference),
+    )
+
+
+def _looks(entry: Entry, candidate: Bits, reference: Bits) -> str:
+    """Name the mistake if it is an obvious one."""
+    if entry.op.name == "T" and candidate.shape == reference.T.shape and np.array_equal(candidate, reference.T):
+        return "it is the reference's weight without the transpose"
+    if candidate.ndim == 2 and candidate.shape[1] % 2 == 0:
+        half = candidate.shape[1] // 2
+        swapped = np.concatenate([reference[:, half:], reference[:, :half]], axis=1)
+        if np.array_equal(candidate, swapped):
+            return "its two halves are swapped"
+    return ""

@@ -1,0 +1,141 @@
+"""The report: the JSON contract that gates read and from which the HTML page is made.
+
+Keys are stable; a change that breaks a reader raises `schema_version`. Only `created` and `timings_s` change between
+two runs on the same machine.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modernbert_align.core.rows import Dtype, Mode, Row, WeightCheck
+from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
+
+SCHEMA_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Execution(_Strict):
+    """native (the device's own kernels) or emulated (float32 kernels, rounded after every operation)."""
+
+    reference: Literal["native"]
+    candidate: Literal["native", "emulated"]
+
+
+class ModelInfo(_Strict):
+    """What was compared.
+
+    Attributes:
+        name: As asked for: a fixture, a hub id, or the folder's name.
+        kind: Where the reference came from.
+        fixture: Name of the contract fixture, or null.
+        candidate: `converted` (this tool converted the reference just before) or the candidate folder's name.
+        reference_sha256: Digest over the reference's weight files.
+        table, table_sha256: The name-mapping table used.
+        config: The resolved architecture, Hugging Face's names.
+    """
+
+    name: str
+    kind: Literal["fixture", "directory", "hub"]
+    fixture: str | None
+    revision: str | None
+    head: str
+    architecture: str
+    candidate: str
+    reference_sha256: str
+    candidate_sha256: str
+    table: str
+    table_sha256: str
+    config: dict[str, Any]
+    candidate_config_differences: tuple[str, ...]
+
+
+class InputInfo(_Strict):
+    """The batch both models ran on; both rows and columns can be made again from seed and lengths."""
+
+    seed: int
+    lengths: tuple[int, ...]
+    sha256: str
+    padded: bool
+    window_bites: bool
+
+
+class Threshold(_Strict):
+    """A number that decided, and where it comes from."""
+
+    dtype: Dtype
+    criterion: Literal["contract", "noise", "direct"]
+    measure: str
+    value: float
+    origin: str
+    applied: bool
+
+
+class EnginePass(_Strict):
+    """One pass of the engine and what the engine itself said of it (information only)."""
+
+    dtype: Dtype
+    mode: Mode
+    padiff_verdict: bool | None
+    error: str
+
+
+class Engine(_Strict):
+    """What drove both models."""
+
+    name: Literal["padiff"]
+    version: str
+    passes: tuple[EnginePass, ...]
+
+
+class Environment(_Strict):
+    """Machine and versions. Rounding depends on the instruction set, so it is recorded and pinned."""
+
+    versions: dict[str, str]
+    platform: str
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    pins: dict[str, str]
+    torch_cpu_capability: str
+    torch_threads: int
+    paddle_device: str
+
+
+class Report(_Strict):
+    """A whole comparison."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool_version: str
+    created: str
+    verdict: Verdict
+    exit_code: int
+    policy: Policy
+    dtype: Dtype
+    execution: dict[Dtype, Execution]
+    model: ModelInfo
+    inputs: InputInfo
+    thresholds: tuple[Threshold, ...]
+    coverage: Coverage
+    weights: tuple[WeightCheck, ...]
+    rows: tuple[Row, ...] = Field(min_length=1)
+    first_failing: Failing | None
+    hints: tuple[str, ...]
+    engine: Engine
+    environment: Environment
+    timings_s: dict[str, float]
+    command: str
+    content_sha256: str = ""
+
+    def sealed(self) -> "Report":
+        """This report with its digest filled in."""
+        return self.model_copy(update={"content_sha256": self.digest()})
+
+    def digest(self) -> str:
+        """SHA-256 over everything but the digest itself."""
+        document = self.model_dump(mode="json", exclude={"content_sha256"})
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
