@@ -1,0 +1,132 @@
+"""Finds a model by what the user calls it: a folder, a fixture, or a hub id.
+
+Fixtures are written once, by transformers in a process of its own, into the user's cache folder.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from modernbert_align.core.checkpoint import INDEX, WEIGHTS
+from modernbert_align.core.fixtures import Fixture, InputSpec, fixture_names, load_fixture
+from modernbert_align.core.table import Table
+from modernbert_align.errors import AlignError, CheckpointError, MissingPackageError, UsageError
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A checkpoint on disk and where it came from.
+
+    Attributes:
+        name: What the user called it, shortened to something that can be part of a file name.
+        revision: Hub commit, if any.
+        fixture: The fixture it is, if any.
+    """
+
+    folder: Path
+    name: str
+    kind: Literal["fixture", "directory", "hub"]
+    revision: str | None = None
+    fixture: Fixture | None = None
+
+    @property
+    def inputs(self) -> InputSpec | None:
+        return self.fixture.inputs if self.fixture else None
+
+
+def resolve_model(model: str, table: Table, notify: Callable[[str], None]) -> ModelSource:
+    """Find `model`.
+
+    Args:
+        model: A folder, a fixture's name, or a hub id such as `answerdotai/ModernBERT-base`.
+        notify: Told, in one line, before something slow starts.
+
+    Raises:
+        UsageError, CheckpointError: Nothing of that name, or the hub cannot be reached and has not been.
+        MissingPackageError: A fixture has to be written and its packages are not there.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelSource(folder=path, name=path.resolve().name, kind="directory")
+    if path.exists():
+        raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
+    if model in fixture_names():
+        return _fixture(model, notify)
+    if _HUB_ID.match(model):
+        return _hub(model, table, notify)
+    if os.sep in model or model.startswith(("~", ".")):
+        raise CheckpointError(f"no such directory: `{model}`", hint="give a checkpoint folder, a hub id or a fixture")
+    load_fixture(model)  # raises, and says what is near
+    raise AssertionError(model)
+
+
+def cache_dir() -> Path:
+    """Where fixtures are kept: `$XDG_CACHE_HOME/modernbert-align`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "modernbert-align"
+
+
+def _fixture(name: str, notify: Callable[[str], None]) -> ModelSource:
+    fixture, digest = load_fixture(name)
+    parent = cache_dir() / "fixtures"
+    folder = parent / f"{name}-{digest[:12]}"
+    if not (folder / WEIGHTS).is_file():
+        notify(f"writing the fixture {name} with transformers, once, into {folder}")
+        _write_fixture(name, parent, folder)
+    return ModelSource(folder=folder, name=name, kind="fixture", fixture=fixture)
+
+
+def _write_fixture(name: str, parent: Path, folder: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to the cache `{parent}`: {error.strerror}", hint="set XDG_CACHE_HOME to a folder you can write"
+        ) from None
+    try:
+        command = [sys.executable, "-m", "modernbert_align.backends.fixture_writer", name, str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            kind = MissingPackageError if "ModuleNotFoundError" in last or "ImportError" in last else AlignError
+            raise kind(f"the fixture `{name}` could not be written: {last}", hint="run `modernbert-align doctor`")
+        with contextlib.suppress(OSError):  # another process was faster: its folder is as good
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hub(model: str, table: Table, notify: Callable[[str], None]) -> ModelSource:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError as error:
+        raise MissingPackageError(f"hub ids need huggingface_hub: {error}", hint="pip install huggingface_hub") from None
+    notify(f"looking up {model} on the Hugging Face hub")
+    wanted = ["config.json", WEIGHTS, INDEX, "model-*-of-*.safetensors", *table.carried_files]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
+    except RepositoryNotFoundError:
+        raise UsageError(
+            f"the hub has no public model `{model}`", hint="check the spelling; log in with `hf auth login` if it is private"
+        ) from None
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        cache = huggingface_hub.constants.HF_HUB_CACHE
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"`{model}` is not a directory, not in the hub cache `{cache}`, and the hub cannot be reached ({first})",
+            hint=f"on a machine with a network run `hf download {model}`, or give a local folder",
+        ) from None
+    return ModelSource(folder=folder, name=model.replace("/", "--"), kind="hub", revision=folder.name)

@@ -1,0 +1,216 @@
+"""The command line: verbs, the one error boundary, exit codes.
+
+Imports nothing heavy: `modernbert-align --help` must answer at once. Every verb imports its command when it runs.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from modernbert_align import __version__
+from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
+
+app = typer.Typer(
+    name="modernbert-align",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="ModernBERT in Paddle: convert checkpoints from Hugging Face and prove, layer by layer, that both models agree.",
+    epilog="Exit codes: 0 aligned, 1 misaligned, 2 wrong usage or input, 3 bug, 4 package or kernel missing, "
+    "5 nothing or too little compared, 130 interrupted.",
+)
+table_app = typer.Typer(no_args_is_help=True, help="The name-mapping table that conversion and comparison share.")
+app.add_typer(table_app, name="table")
+
+_MODEL = "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture (tiny, tiny-sensitive, base, large)."
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"modernbert-align {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def convert(
+    src: Annotated[str, typer.Option(help="Framework of the source: hf or paddle.", metavar="hf|paddle")],
+    dst: Annotated[str, typer.Option(help="Framework of the output: paddle or hf.", metavar="paddle|hf")],
+    model: Annotated[
+        Optional[str], typer.Option(help=f"{_MODEL} Default: base (with --src paddle there is none).")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.")] = None,
+    dtype: Annotated[str, typer.Option(help="Cast all weights.", metavar="keep|fp32|bf16|fp16")] = "keep",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Convert a checkpoint from one framework to the other.
+
+    Example: modernbert-align convert --src hf --dst paddle --model answerdotai/ModernBERT-base
+    """
+    from modernbert_align.commands import convert as command
+
+    raise typer.Exit(
+        command.run(
+            src=src, dst=dst, model=model, out=out, dtype=dtype, dry_run=dry_run, force=force, as_json=as_json
+        )
+    )
+
+
+@app.command()
+def diff(
+    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs fp32 first.", metavar="fp32|bf16")] = "fp32",
+    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    candidate: Annotated[
+        Optional[Path], typer.Option(help="Paddle checkpoint to compare. Default: convert the model just now.")
+    ] = None,
+    head: Annotated[
+        Optional[str], typer.Option(help="base or masked_lm. Default: what config.json declares.", metavar="HEAD")
+    ] = None,
+    report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
+    policy: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Whether rounding beyond the contract is accepted. Default: contract for fixtures, else noise-aware.",
+            metavar="contract|noise-aware",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Compare Paddle with Hugging Face, layer by layer, and write a report.
+
+    Example: modernbert-align diff --dtype bf16 --model tiny
+    """
+    from modernbert_align.commands import diff as command
+
+    raise typer.Exit(
+        command.run(
+            dtype=dtype,
+            model=model,
+            candidate=candidate,
+            head=head,
+            report_dir=report_dir,
+            policy=policy,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def gate(
+    reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff.")],
+    require: Annotated[
+        Optional[list[str]],
+        typer.Option(help="What must be there, for example model=base,dtype=fp32,dtype=bf16. May be given again."),
+    ] = None,
+    policy: Annotated[
+        Optional[str],
+        typer.Option(help="As in diff. Default: by kind of model.", metavar="contract|noise-aware"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on stdout.")] = False,
+) -> None:
+    """Judge saved reports again with the installed tolerances; the exit code is for CI to merge on.
+
+    Example: modernbert-align gate reports/*.json --require model=base,dtype=fp32,dtype=bf16
+    """
+    from modernbert_align.commands import gate as command
+
+    raise typer.Exit(command.run(reports=reports, require=require or [], policy=policy, as_json=as_json))
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="A JSON report written by diff.", metavar="REPORT.json")],
+    report_dir: Annotated[
+        Optional[Path], typer.Option(help="Where the HTML page goes. Default: beside the report.")
+    ] = None,
+) -> None:
+    """Make the HTML page from a JSON report again."""
+    from modernbert_align.commands import report as command
+
+    raise typer.Exit(command.run(path=path, report_dir=report_dir))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Show versions, processor, and which operations Paddle has kernels for."""
+    from modernbert_align.commands import doctor as command
+
+    raise typer.Exit(command.run(as_json=as_json))
+
+
+@table_app.command("show")
+def table_show(
+    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    head: Annotated[Optional[str], typer.Option(help="base or masked_lm.", metavar="HEAD")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Print the table's rows for one model."""
+    from modernbert_align.commands import table as command
+
+    raise typer.Exit(command.show(model=model, head=head, as_json=as_json))
+
+
+@table_app.command("lint")
+def table_lint(
+    model: Annotated[str, typer.Option(help=f"{_MODEL} Its config decides the live models.")] = "tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Check the table against the live state dicts and modules of both frameworks."""
+    from modernbert_align.commands import table as command
+
+    raise typer.Exit(command.lint(model=model, as_json=as_json))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code; see `modernbert_align.errors`.
+    """
+    try:
+        code = app(args=argv, prog_name="modernbert-align", standalone_mode=False)
+    except AlignError as error:
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted", "")
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the boundary: usage errors get a line, bugs their traceback
+        if hasattr(error, "format_message"):  # typer's usage errors, which it does not export under a name
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "modernbert-align"
+            _complain(error.format_message().rstrip("."), f"see `{path} --help`")
+            return EXIT_USAGE
+        import traceback
+
+        traceback.print_exc()
+        _complain("this is a bug in modernbert-align", "please report it with the lines above")
+        return EXIT_BUG
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, hint: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

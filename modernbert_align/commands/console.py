@@ -1,0 +1,53 @@
+"""Where things are said: data on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def stdout() -> "Console":
+    """Console for results. Off a terminal it does not wrap at 80 columns."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def stderr() -> "Console":
+    """Console for progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+
+
+def notify(message: str) -> None:
+    """One line of progress."""
+    stderr().print(message, style="dim", soft_wrap=True, markup=False)
+
+
+def print_json(document: Any) -> None:
+    """Machine output, alone on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Any]:
+    """A progress bar over bytes on a terminal; nothing elsewhere.
+
+    Yields:
+        A function of (bytes done, bytes in all).
+    """
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

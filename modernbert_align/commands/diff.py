@@ -1,0 +1,253 @@
+"""`diff`: run both models, judge, report."""
+
+import hashlib
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from modernbert_align import __version__
+from modernbert_align.backends import runtime
+from modernbert_align.backends.sources import ModelSource, resolve_model
+from modernbert_align.commands import console
+from modernbert_align.core.checkpoint import file_sha256, open_checkpoint
+from modernbert_align.core.convert import Request, convert
+from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
+from modernbert_align.core.hints import hints
+from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
+from modernbert_align.core.plan import make_plan
+from modernbert_align.core.probes import load_probes
+from modernbert_align.core.rows import Dtype
+from modernbert_align.core.table import Table, load_table
+from modernbert_align.core.tolerance import Tolerance, load_tolerances
+from modernbert_align.core.verdict import POLICIES, Expectation, Judgement, default_policy, judge
+from modernbert_align.errors import MissingPackageError, UsageError
+from modernbert_align.report.html_report import write_html
+from modernbert_align.report.json_report import write_json
+from modernbert_align.report.schema import (
+    Engine,
+    EnginePass,
+    Environment,
+    Execution,
+    InputInfo,
+    ModelInfo,
+    Report,
+    Threshold,
+)
+from modernbert_align.report.terminal import print_report
+
+RUNS: dict[str, tuple[Dtype, ...]] = {"fp32": ("fp32",), "bf16": ("fp32", "bf16")}
+
+
+def run(
+    *,
+    dtype: str,
+    model: str,
+    candidate: Path | None,
+    head: str | None,
+    report_dir: Path,
+    policy: str | None,
+    as_json: bool,
+) -> int:
+    """Compare a checkpoint in both frameworks; returns the exit code."""
+    if dtype not in RUNS:
+        raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
+    if policy is not None and policy not in POLICIES:
+        raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    table = load_table()
+    if head is not None:
+        table.check_head(head)
+    source = resolve_model(model, table, console.notify)
+    with ExitStack() as stack:
+        report = _compare(source, candidate, head, RUNS[dtype], policy, table, stack)
+    stem = f"diff-{source.name}-{report.model.head}-{dtype}"
+    json_path, html_path = report_dir / f"{stem}.json", report_dir / f"{stem}.html"
+    write_json(report, json_path)
+    write_html(report, html_path)
+    if as_json:
+        console.print_json(report.model_dump(mode="json"))
+    else:
+        print_report(report, console.stdout())
+        console.stdout().print(f"reports: {json_path}, {html_path}", soft_wrap=True, markup=False)
+    return report.exit_code
+
+
+def _compare(
+    source: ModelSource,
+    candidate: Path | None,
+    head: str | None,
+    dtypes: tuple[Dtype, ...],
+    policy: str | None,
+    table: Table,
+    stack: ExitStack,
+) -> Report:
+    raw = read_config_file(source.folder)
+    where = str(source.folder / "config.json")
+    config = parse_config(raw, where=where)
+    declared = table.head_of(raw.get("architectures"), where=where)
+    make_plan(open_checkpoint(source.folder), table, config, declared, "hf", "paddle", None)  # refuses what is no HF model
+    chosen = head or declared
+    if chosen not in ("base", declared):
+        raise UsageError(
+            f"`{source.name}` has the head {declared}, not {chosen}: its weights for {chosen} are missing",
+            hint=f"use --head {declared} or --head base",
+        )
+    batch = make_inputs(source.inputs or default_inputs(config), config)
+    folder, differences = _candidate(source, candidate, config, chosen, table, stack)
+    runtime.pin()
+    console.notify("importing torch, transformers, paddle and padiff")
+    try:
+        from modernbert_align.engines import alignment
+    except ImportError as error:
+        raise MissingPackageError(f"a package is missing: {error}", hint="run `modernbert-align doctor`") from None
+    probes = load_probes(config, chosen, table.prefix(chosen))
+    entries = table.expand(config, chosen)
+    result = alignment.run_alignment(
+        source.folder, folder, table.architecture(chosen), entries, probes, batch, dtypes, console.notify
+    )
+    tolerances = load_tolerances(dtypes)
+    fixture = source.fixture.name if source.fixture else None
+    used_policy = policy or default_policy(fixture)
+    judgement = judge(
+        result.records,
+        result.weights,
+        Expectation(
+            probes=probes,
+            dtypes=dtypes,
+            weights=len(entries),
+            fixture=fixture,
+            needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+        ),
+        tolerances,
+        used_policy,  # type: ignore[arg-type]
+    )
+    described = runtime.describe()
+    return Report(
+        tool_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        verdict=judgement.verdict,
+        exit_code=judgement.exit_code,
+        policy=used_policy,  # type: ignore[arg-type]
+        dtype=dtypes[-1],
+        execution={
+            d: Execution(reference="native", candidate=result.execution[d])  # type: ignore[arg-type]
+            for d in dtypes
+        },
+        model=_model_info(source, folder, candidate, config, chosen, differences, table),
+        inputs=_input_info(batch),
+        thresholds=_thresholds(tolerances, judgement),
+        coverage=judgement.coverage,
+        weights=result.weights,
+        rows=judgement.rows,
+        first_failing=judgement.first_failing,
+        hints=hints(judgement, result.weights, differences) if judgement.verdict != "PASS" else (),
+        engine=Engine(
+            name="padiff",
+            version=described["versions"].get("padiff", "unknown"),
+            passes=tuple(EnginePass(**vars(note)) for note in result.passes),
+        ),
+        environment=Environment(**described, **alignment.environment()),  # type: ignore[arg-type]
+        timings_s=result.timings_s,
+        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+    ).sealed()
+
+
+def _candidate(
+    source: ModelSource, candidate: Path | None, config: ModelConfig, head: str, table: Table, stack: ExitStack
+) -> tuple[Path, tuple[str, ...]]:
+    """The Paddle folder to compare, and how its architecture differs from the reference's."""
+    if candidate is None:
+        console.notify(f"converting {source.name}")
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modernbert-align-")))
+        request = Request(folder=source.folder, model=source.name, revision=source.revision, src="hf", dst="paddle")
+        return convert(request, table, temporary / "candidate", force=False).out, ()
+    checkpoint = open_checkpoint(candidate)
+    raw = read_config_file(candidate)
+    where = str(candidate / "config.json")
+    own = parse_config(raw, where=where)
+    declared = table.head_of(raw.get("architectures"), where=where)
+    make_plan(checkpoint, table, own, declared, "paddle", "hf", None)
+    if head not in ("base", declared):
+        raise UsageError(f"the candidate `{candidate}` has the head {declared}, not {head}", hint="use --head base")
+    theirs, ours = asdict(config), asdict(own)
+    return candidate, tuple(f"{key} is {ours[key]}, the reference's is {theirs[key]}" for key in ours if ours[key] != theirs[key])
+
+
+def _weights_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in open_checkpoint(folder).files:
+        digest.update(file_sha256(path).encode())
+    return digest.hexdigest()
+
+
+def _model_info(
+    source: ModelSource,
+    folder: Path,
+    candidate: Path | None,
+    config: ModelConfig,
+    head: str,
+    differences: tuple[str, ...],
+    table: Table,
+) -> ModelInfo:
+    return ModelInfo(
+        name=source.name,
+        kind=source.kind,
+        fixture=source.fixture.name if source.fixture else None,
+        revision=source.revision,
+        head=head,
+        architecture=table.architecture(head),
+        candidate="converted" if candidate is None else str(candidate),
+        reference_sha256=_weights_digest(source.folder),
+        candidate_sha256=_weights_digest(folder),
+        table=table.id,
+        table_sha256=table.digest,
+        config=asdict(config),
+        candidate_config_differences=differences,
+    )
+
+
+def _input_info(batch: Inputs) -> InputInfo:
+    return InputInfo(
+        seed=batch.spec.seed,
+        lengths=batch.spec.lengths,
+        sha256=batch.sha256,
+        padded=batch.padded,
+        window_bites=batch.window_bites,
+    )
+
+
+def _thresholds(tolerances: Any, judgement: Judgement) -> tuple[Threshold, ...]:
+    found = []
+    for dtype, tolerance in tolerances.items():
+        t: Tolerance = tolerance
+        under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)
+        found += [
+            Threshold(
+                dtype=dtype,
+                criterion="contract",
+                measure="mean_abs",
+                value=t.contract.mean_abs,
+                origin=t.contract.origin,
+                applied=under_contract,
+            ),
+            Threshold(
+                dtype=dtype,
+                criterion="noise",
+                measure="noise_ratio",
+                value=t.noise.factor,
+                origin=t.noise.origin,
+                applied=False,
+            ),
+            Threshold(
+                dtype=dtype,
+                criterion="direct",
+                measure="null_ratio",
+                value=t.direct.factor,
+                origin=t.direct.origin,
+                applied=True,
+            ),
+        ]
+    return tuple(found)

@@ -1,0 +1,48 @@
+"""What a failing row usually means: first thing to check, in one sentence."""
+
+from collections.abc import Sequence
+
+from modernbert_align.core.rows import WeightCheck
+from modernbert_align.core.verdict import Failing, Judgement
+
+_BY_KIND = {
+    "embeddings": "compare the token table, `norm_eps`, and whether padding ids are looked up like any other token",
+    "attn_norm": "compare `norm_eps` and remember that layer 0 has no attention norm",
+    "attn": "compare the RoPE base of this layer kind, the window (|i - j| <= local_attention // 2, inclusive), the "
+    "padding mask, the scale head_dim ** -0.5, and the order of q, k and v in Wqkv",
+    "mlp_norm": "compare `norm_eps`, and the residual after the attention",
+    "mlp": "compare the activation (GELU is the exact one, not tanh) and which half of Wi is activated",
+    "layer": "every part is right by itself: compare how the residuals add them up",
+    "final_norm": "compare `norm_eps` and the order of the layers",
+    "head": "compare the order norm(act(dense(x))) and the transpose of the square `head.dense`",
+    "logits": "compare the tied decoder weight and its bias",
+    "output": "the model computes the right values and returns something else: compare what forward() returns",
+}
+
+
+def hints(judgement: Judgement, weights: Sequence[WeightCheck], config_differences: Sequence[str]) -> tuple[str, ...]:
+    """Advice for a verdict that is not PASS, most specific first."""
+    found: list[str] = []
+    for check in weights:
+        for difference in check.differences[:3]:
+            where = difference.paddle or difference.hf
+            what = difference.looks or f"{difference.differing} of {difference.elements} elements differ"
+            found.append(f"weight `{where}` ({check.dtype}): {what}")
+        if len(check.differences) > 3:
+            found.append(f"{len(check.differences) - 3} more weights differ ({check.dtype})")
+    found += [f"the candidate's config.json differs: {difference}" for difference in config_differences]
+    first = judgement.first_failing
+    if judgement.verdict == "EXPLAINED":
+        found.append(
+            "the contract is exceeded but not what rounding explains; with --policy noise-aware this exits with 0"
+        )
+    elif first is not None and first.probe:
+        found.append(f"{first.probe}: {_BY_KIND[_kind(first)]}")
+    return tuple(found)
+
+
+def _kind(first: Failing) -> str:
+    parts = first.probe.split(".")
+    if parts[0] != "layers":
+        return parts[0] if parts[0] in _BY_KIND else "output"
+    return parts[2] if len(parts) > 2 else "layer"

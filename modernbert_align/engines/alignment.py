@@ -1,0 +1,142 @@
+"""Runs one alignment from end to end: both models, every dtype, both passes, the null, the weights."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from modernbert_align.backends import hf
+from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.metrics import finite, measure
+from modernbert_align.core.probes import Probe
+from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
+from modernbert_align.core.table import Entry
+from modernbert_align.core.weight_check import check_weights
+from modernbert_align.engines import padiff_engine
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassNote:
+    """What PaDiff itself said of one pass."""
+
+    dtype: Dtype
+    mode: Mode
+    padiff_verdict: bool | None
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Everything that was measured.
+
+    Attributes:
+        execution: dtype -> native or emulated, of the candidate.
+        timings_s: Seconds per step.
+    """
+
+    records: tuple[Record, ...]
+    weights: tuple[WeightCheck, ...]
+    passes: tuple[PassNote, ...]
+    execution: dict[Dtype, str]
+    timings_s: dict[str, float]
+
+
+def run_alignment(
+    reference: Path,
+    candidate: Path,
+    architecture: str,
+    entries: tuple[Entry, ...],
+    probes: tuple[Probe, ...],
+    batch: Inputs,
+    dtypes: tuple[Dtype, ...],
+    notify: Notify,
+) -> Alignment:
+    """Compare two checkpoints.
+
+    Args:
+        reference: Hugging Face checkpoint.
+        candidate: Paddle checkpoint.
+        architecture: Class name, the same on both sides.
+        entries: The table for this model.
+        notify: Told in one line what happens now.
+
+    Raises:
+        CheckpointError: One of the two cannot be loaded.
+    """
+    records: list[Record] = []
+    weights: list[WeightCheck] = []
+    passes: list[PassNote] = []
+    timings: dict[str, float] = {}
+    for dtype in dtypes:
+        clock = _Clock(timings, dtype)
+        notify(f"{dtype}: loading both models")
+        theirs = hf.load(reference, architecture, dtype)
+        ours = paddle_backend.load(candidate, architecture, dtype)
+        clock.lap("load")
+        notify(f"{dtype}: comparing {len(entries)} weights bit for bit")
+        weights.append(check_weights(entries, paddle_backend.state_bits(ours), hf.state_bits(theirs), dtype))
+        clock.lap("weights")
+        notify(f"{dtype}: measuring the reference against itself (eager, sdpa)")
+        null = hf.null_error(theirs, batch, probes, _rel_l2(batch))
+        clock.lap("null")
+        for mode in MODES:
+            notify(f"{dtype}: {mode} pass over {len(probes)} probes")
+            with padiff_engine.clean_hooks(ours, theirs):
+                result = padiff_engine.run(ours, theirs, batch, probes, dtype=dtype, mode=mode)
+            clock.lap(mode)
+            records += [r.model_copy(update={"null_rel_l2": null[mode].get(r.probe)}) for r in result.records]
+            passes.append(
+                PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error)
+            )
+            del result
+        del ours, theirs
+        gc.collect()
+    return Alignment(
+        records=tuple(records),
+        weights=tuple(weights),
+        passes=tuple(passes),
+        execution={dtype: paddle_backend.execution(dtype) for dtype in dtypes},
+        timings_s=timings,
+    )
+
+
+def environment() -> dict[str, object]:
+    """What the frameworks say of themselves once they are loaded."""
+    import paddle
+
+    return {
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+        "paddle_device": paddle.get_device(),
+    }
+
+
+def _rel_l2(
+    batch: Inputs,
+) -> Callable[[npt.NDArray[np.floating], npt.NDArray[np.floating]], float | None]:
+    mask = batch.attention_mask.astype(bool)
+
+    def compare(run: npt.NDArray[np.floating], eager: npt.NDArray[np.floating]) -> float | None:
+        if not (finite(run, mask) and finite(eager, mask)):
+            return None
+        return measure(run, eager, mask).rel_l2
+
+    return compare
+
+
+class _Clock:
+    def __init__(self, into: dict[str, float], dtype: str) -> None:
+        self._into, self._dtype, self._last = into, dtype, time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self._into[f"{self._dtype}_{step}"] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,92 @@
+"""The report in a terminal: verdict, the first failing probe, the worst rows per kind."""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from modernbert_align.core.rows import Row
+from modernbert_align.core.verdict import explain
+from modernbert_align.report.schema import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {"PASS": "bold green", "EXPLAINED": "bold yellow", "FAIL": "bold red", "NOT_COMPARED": "bold red"}
+WORST = 5
+
+
+def kind(probe: str) -> str:
+    """`layers.7.attn` -> `attn`, `layers.7` -> `layer`; other names stay."""
+    parts = probe.split(".")
+    if parts[0] != "layers":
+        return probe
+    return parts[2] if len(parts) > 2 else "layer"
+
+
+def _severity(row: Row) -> float:
+    """How close a row is to its nearest limit, or beyond; unmeasured rows come first."""
+    if row.mean_abs is None:
+        return float("inf")
+    of_contract = row.mean_abs / row.contract_limit if row.contract_limit else 0.0
+    of_direct = row.rel_l2 / row.direct_limit if row.rel_l2 is not None and row.direct_limit else 0.0
+    return max(of_contract, of_direct)
+
+
+def worst_by_kind(report: Report) -> list[Row]:
+    """For every kind of probe, dtype and mode, the row closest to its limit, in first-seen order."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in report.rows:
+        groups[row.dtype, row.mode, kind(row.probe)].append(row)
+    return [max(rows, key=_severity) for rows in groups.values()]
+
+
+def print_report(report: Report, console: "Console") -> None:
+    """Print a summary that fits 80 columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("dtype", "left"), ("mode", "left"), ("worst probe", "left"), ("mean_abs", "right"),
+        ("limit", "right"), ("max_abs", "right"), ("null x", "right"), ("status", "left"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in worst_by_kind(report):
+        table.add_row(
+            row.dtype,
+            "own" if row.mode == "isolated" else "end-to-end",
+            Text(row.probe),
+            _number(row.mean_abs),
+            _number(row.contract_limit, "0e"),
+            _number(row.max_abs),
+            "-" if row.null_ratio is None else f"{row.null_ratio:.2f}",
+            Text(row.status, style="green" if row.status == "pass" else "yellow" if row.status == "explained" else "red"),
+        )
+    console.print(table)
+    for dtype, execution in report.execution.items():
+        if execution.candidate == "emulated":
+            console.print(f"{dtype}: Paddle emulated (float32 kernels, each result rounded), reference native")
+    coverage = report.coverage
+    console.print(
+        f"compared {coverage.compared} of {coverage.expected} rows, "
+        f"{coverage.weights_compared} of {coverage.weights_expected} weights"
+    )
+    bad = sorted((r for r in report.rows if r.status not in ("pass",)), key=_severity, reverse=True)
+    for row in bad[:WORST]:
+        console.print(Text(f"{row.status}: {row.probe} ({row.dtype}, {row.mode}): {explain(row)}"), soft_wrap=True)
+    if len(bad) > WORST:
+        console.print(f"and {len(bad) - WORST} more rows, see the report")
+    if report.first_failing is not None:
+        first = report.first_failing
+        console.print(Text(f"first failing: {first.probe} ({first.dtype}): {first.detail}", style="bold"), soft_wrap=True)
+    for hint in report.hints:
+        console.print(Text(f"hint: {hint}"), soft_wrap=True)
+    console.print(
+        Text.assemble(
+            (report.verdict, STYLES[report.verdict]),
+            f"  {report.model.name} {report.model.head} {report.dtype}, policy {report.policy}, exit {report.exit_code}",
+        )
+    )
+
+
+def _number(value: float | None, spec: str = ".1e") -> str:
+    return "-" if value is None else format(value, "." + spec if spec == "0e" else spec)
