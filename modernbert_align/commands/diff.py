@@ -23,7 +23,7 @@ from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import Dtype
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
-from modernbert_align.core.verdict import POLICIES, Expectation, Judgement, default_policy, judge
+from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
 from modernbert_align.errors import MissingPackageError, UsageError
 from modernbert_align.report.html_report import write_html
 from modernbert_align.report.json_report import write_json
@@ -38,8 +38,6 @@ from modernbert_align.report.schema import (
     Threshold,
 )
 from modernbert_align.report.terminal import print_report
-
-RUNS: dict[str, tuple[Dtype, ...]] = {"fp32": ("fp32",), "bf16": ("fp32", "bf16")}
 
 
 def run(

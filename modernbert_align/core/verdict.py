@@ -23,6 +23,8 @@ from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMP
 Policy = Literal["contract", "noise-aware"]
 Verdict = Literal["PASS", "EXPLAINED", "FAIL", "NOT_COMPARED"]
 POLICIES: tuple[Policy, ...] = ("contract", "noise-aware")
+# What a comparison in a dtype runs: a bf16 pass never covers an fp32 failure.
+RUNS: Mapping[str, tuple[Dtype, ...]] = {"fp32": ("fp32",), "bf16": ("fp32", "bf16")}
 
 _SEEN_BUT_WRONG: dict[str, Status] = {
     "extra": "extra",

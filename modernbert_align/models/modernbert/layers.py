@@ -77,7 +77,7 @@ class ModernBertMLP(nn.Layer):
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[batch seq hidden] -> same shape."""
         value, gate = self.Wi(hidden_states).chunk(2, axis=-1)  # each [batch seq inter]
-        return self.Wo(self.drop(rounded(self.act, value) * gate))
+        return self.Wo(self.drop(rounded(paddle.multiply, rounded(self.act, value), gate)))
 
 
 class ModernBertPredictionHead(nn.Layer):

@@ -1,0 +1,183 @@
+"""`gate`: judge saved reports again and decide whether CI may merge.
+
+Nothing in a report is believed but its measurements: the verdict is made anew with the installed tolerances, the probes
+are those the installed probe list gives for the recorded architecture, and the inputs must be those their seed gives.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modernbert_align.commands import console
+from modernbert_align.core.fixtures import InputSpec, load_fixture, make_inputs
+from modernbert_align.core.model_config import ModelConfig, parse_config
+from modernbert_align.core.probes import load_probes
+from modernbert_align.core.table import load_table
+from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.verdict import (
+    POLICIES,
+    RUNS,
+    Expectation,
+    Judgement,
+    Policy,
+    default_policy,
+    judge,
+)
+from modernbert_align.errors import (
+    EXIT_ALIGNED,
+    EXIT_MISALIGNED,
+    EXIT_NOT_COMPARED,
+    ReportError,
+    UsageError,
+)
+from modernbert_align.report.json_report import read_report
+from modernbert_align.report.schema import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """One `--require`: a model, optionally a head, and the dtypes that must have been compared."""
+
+    text: str
+    model: str
+    head: str | None
+    dtypes: tuple[str, ...]
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Parse `model=base,dtype=fp32,dtype=bf16`.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    values: dict[str, list[str]] = {"model": [], "head": [], "dtype": []}
+    for key, sign, value in pairs:
+        if key not in values or not sign or not value:
+            raise UsageError(
+                f"--require `{text}`: `{key}{sign}{value}` is not understood",
+                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME",
+            )
+        values[key].append(value)
+    unknown = sorted(set(values["dtype"]) - set(RUNS))
+    if len(values["model"]) != 1 or len(values["head"]) > 1 or not values["dtype"] or unknown:
+        raise UsageError(
+            f"--require `{text}` needs one model, at most one head, and dtypes out of {', '.join(RUNS)}",
+            hint="for example --require model=base,dtype=fp32,dtype=bf16",
+        )
+    return Requirement(
+        text=text, model=values["model"][0], head=(values["head"] or [None])[0], dtypes=tuple(values["dtype"])
+    )
+
+
+def run(*, reports: list[Path], require: list[str], policy: str | None, as_json: bool) -> int:
+    """Judge reports; returns the exit code."""
+    if policy is not None and policy not in POLICIES:
+        raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    requirements = [parse_requirement(text) for text in require]
+    outcomes = [(path, report, rejudge(report, path, policy)) for path in reports for report in [read_report(path)]]  # type: ignore[arg-type]
+    unmet = [
+        requirement.text
+        for requirement in requirements
+        if not all(any(_meets(report, requirement, dtype) for _, report, _ in outcomes) for dtype in requirement.dtypes)
+    ]
+    codes = {judgement.exit_code for _, _, judgement in outcomes} | ({EXIT_NOT_COMPARED} if unmet else set())
+    code = next((c for c in (EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
+    if as_json:
+        console.print_json(
+            {
+                "exit_code": code,
+                "unmet": unmet,
+                "reports": [
+                    {
+                        "path": str(path),
+                        "model": report.model.name,
+                        "head": report.model.head,
+                        "dtype": report.dtype,
+                        "verdict": judgement.verdict,
+                        "exit_code": judgement.exit_code,
+                        "coverage": judgement.coverage.model_dump(mode="json"),
+                    }
+                    for path, report, judgement in outcomes
+                ],
+            }
+        )
+        return code
+    out = console.stdout()
+    for path, report, judgement in outcomes:
+        coverage = judgement.coverage
+        out.print(
+            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype}: "
+            f"{coverage.compared} of {coverage.expected} rows, {coverage.weights_compared} of "
+            f"{coverage.weights_expected} weights  {path}",
+            soft_wrap=True,
+            markup=False,
+        )
+        if judgement.verdict != report.verdict:
+            out.print(f"  the report says {report.verdict}; the installed tolerances decide", markup=False)
+        if judgement.first_failing is not None:
+            first = judgement.first_failing
+            out.print(f"  first failing: {first.probe} ({first.dtype}): {first.detail}", soft_wrap=True, markup=False)
+    for text in unmet:
+        out.print(f"NOT_COMPARED required {text}: no report covers it", soft_wrap=True, markup=False)
+    out.print(f"gate: exit {code}")
+    return code
+
+
+def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
+    """The verdict of a report's measurements under the installed rules.
+
+    Raises:
+        ReportError: The report contradicts itself or what is installed.
+    """
+    config = _config(report, path)
+    table = load_table()
+    if report.model.head not in table.heads:
+        raise ReportError(f"`{path}` is about the head `{report.model.head}`, which is not known here")
+    batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config)
+    if batch.sha256 != report.inputs.sha256:
+        raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
+    dtypes = RUNS[report.dtype]
+    fixture = report.model.fixture
+    return judge(
+        report.rows,
+        report.weights,
+        Expectation(
+            probes=load_probes(config, report.model.head, table.prefix(report.model.head)),
+            dtypes=dtypes,
+            weights=len(table.expand(config, report.model.head)),
+            fixture=fixture,
+            needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+        ),
+        load_tolerances(dtypes),
+        policy or default_policy(fixture),
+    )
+
+
+def _config(report: Report, path: Path) -> ModelConfig:
+    recorded = dict(report.model.config)
+    try:
+        config = ModelConfig(**{**recorded, "layer_types": tuple(recorded.get("layer_types", ()))})
+        whole = len(config.layer_types) == config.num_hidden_layers
+    except TypeError:
+        whole = False
+    if not whole:
+        raise ReportError(f"`{path}` records an architecture that is not one", hint="run `diff` again")
+    if report.model.fixture is None:
+        return config
+    fixture, _ = load_fixture(report.model.fixture)
+    ids = {"pad_token_id": fixture.tokenizer.pad_token_id}
+    if parse_config({"model_type": "modernbert", **fixture.config, **ids}) != config or report.model.name != fixture.name:
+        raise ReportError(
+            f"`{path}` claims to be the fixture `{fixture.name}` and has another architecture", hint="run `diff` again"
+        )
+    if report.inputs.lengths != fixture.inputs.lengths or report.inputs.seed != fixture.inputs.seed:
+        raise ReportError(f"`{path}` did not use the inputs of the fixture `{fixture.name}`", hint="run `diff` again")
+    return config
+
+
+def _meets(report: Report, requirement: Requirement, dtype: str) -> bool:
+    return (
+        report.model.name == requirement.model
+        and requirement.head in (None, report.model.head)
+        and dtype in RUNS[report.dtype]
+    )
