@@ -210,6 +210,21 @@ class ModernBertModel(ModernBertPretrainedModel):
         return output if return_dict else output.to_tuple()
 
 
+def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """Mean cross entropy over the labels that count, in float32.
+
+    Paddle's own mean divides by all positions when the ignored label is negative; the reference by those that count.
+
+    Args:
+        logits: [positions classes].
+        labels: [positions]; -100 does not count.
+
+    Source: transformers 5.23.0, loss/loss_utils.py, ForMaskedLMLoss.
+    """
+    total = F.cross_entropy(logits.astype("float32"), labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).astype("float32").sum()
+
+
 class ModernBertForMaskedLM(ModernBertPretrainedModel):
     """The encoder with a language-modeling head.
 
@@ -277,8 +292,7 @@ class ModernBertForMaskedLM(ModernBertPretrainedModel):
         logits = self.decoder(self.head(hidden_states))  # [batch seq vocab] or [positions vocab]
         loss = None
         if labels is not None:
-            flat = logits.reshape([-1, self.config.vocab_size]).astype("float32")
-            loss = F.cross_entropy(flat, labels.flatten(), ignore_index=-100)
+            loss = cross_entropy(logits.reshape([-1, self.config.vocab_size]), labels.flatten())
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
