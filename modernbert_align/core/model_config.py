@@ -17,6 +17,7 @@ from modernbert_align.errors import ConfigError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 DEFAULT_THETA = {FULL: 160_000.0, SLIDING: 10_000.0}
+MAX_NORM_EPS = 1e-3  # paddle 3.3, layer_norm kernel
 ACTIVATIONS = ("gelu", "silu")
 POOLINGS = ("cls", "mean")
 
@@ -127,6 +128,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
         )
     if config.head_dim % 2:
         raise ConfigError(f"the head width {config.head_dim} is odd in `{where}`; RoPE needs an even one")
+    if config.norm_eps > MAX_NORM_EPS:
+        raise ConfigError(
+            f"`norm_eps` {config.norm_eps} in `{where}` is not supported",
+            hint=f"Paddle's LayerNorm takes at most {MAX_NORM_EPS}",
+        )
     thetas = _rope_thetas(raw, where)
     return ModelConfig(
         **values,

@@ -1,0 +1,96 @@
+"""The gate can fail: every injected bug turns `diff` red and is found where it is."""
+
+import json
+
+import pytest
+from faults import FAULTS
+
+from modernbert_align.backends import paddle as paddle_backend
+
+
+def diff(cli, tmp_path, *arguments):
+    code, out, _ = cli("diff", "--model", "tiny-sensitive", "--report-dir", tmp_path, "--json", *arguments)
+    return code, json.loads(out)
+
+
+def test_without_a_fault_the_gate_is_green(cli, tmp_path):
+    code, report = diff(cli, tmp_path)
+    assert code == 0
+    assert report["verdict"] == "PASS"
+    assert report["first_failing"] is None
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_caught_and_localised(cli, tmp_path, monkeypatch, name):
+    fault = FAULTS[name]
+    load = paddle_backend.load
+
+    def broken(*args):
+        model = load(*args)
+        fault.inject(model, monkeypatch)
+        return model
+
+    monkeypatch.setattr(paddle_backend, "load", broken)
+    code, report = diff(cli, tmp_path)
+    assert code == fault.exit_code, report["first_failing"]["detail"]
+    assert report["exit_code"] == code
+    assert report["verdict"] == ("NOT_COMPARED" if code == 5 else "FAIL")
+    first = report["first_failing"]
+    assert first["probe"] == fault.first
+    if fault.status:
+        assert first["status"] == fault.status
+    assert report["hints"]
+    path = next(tmp_path.glob("*.json"))
+    assert cli("gate", path)[0] == code  # judged again from the file alone
+
+
+def test_one_wrong_element_dies_by_the_weight_check(cli, tmp_path, monkeypatch):
+    load = paddle_backend.load
+
+    def broken(*args):
+        model = load(*args)
+        FAULTS["one weight element off by 1e-3"].inject(model, monkeypatch)
+        return model
+
+    monkeypatch.setattr(paddle_backend, "load", broken)
+    _, report = diff(cli, tmp_path)
+    (difference,) = report["weights"][0]["differences"]
+    assert difference["paddle"] == "model.layers.3.mlp.Wi.weight"
+    assert difference["differing"] == 1
+    assert difference["max_abs"] == pytest.approx(1e-3, rel=1e-3)
+    assert len(report["rows"]) == 50  # the comparison ran all the same
+
+
+@pytest.mark.parametrize("name", ["attn.Wo untransposed", "head.dense untransposed"])
+def test_untransposed_square_weight_is_called_that(cli, tmp_path, monkeypatch, name):
+    load = paddle_backend.load
+
+    def broken(*args):
+        model = load(*args)
+        FAULTS[name].inject(model, monkeypatch)
+        return model
+
+    monkeypatch.setattr(paddle_backend, "load", broken)
+    _, report = diff(cli, tmp_path)
+    assert "without the transpose" in report["hints"][0]
+    isolated = {r["probe"]: r["status"] for r in report["rows"] if r["mode"] == "isolated"}
+    assert isolated[FAULTS[name].first] == "fail"  # the values show it as well
+
+
+def test_bf16_pass_does_not_cover_an_fp32_failure(cli, tmp_path, monkeypatch):
+    load = paddle_backend.load
+
+    def broken(folder, architecture, dtype):
+        model = load(folder, architecture, dtype)
+        if dtype == "fp32":
+            FAULTS["scale 1 % off"].inject(model, monkeypatch)
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(paddle_backend, "load", broken)
+        return model
+
+    monkeypatch.setattr(paddle_backend, "load", broken)
+    code, report = diff(cli, tmp_path, "--dtype", "bf16")
+    assert code == 1
+    assert {r["status"] for r in report["rows"] if r["dtype"] == "bf16"} == {"pass"}
+    assert report["first_failing"]["dtype"] == "fp32"
