@@ -5,7 +5,7 @@ Imports nothing heavy: `modernbert-align --help` must answer at once. Every verb
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="ModernBERT in Paddle: convert checkpoints from Hugging Face and prove, layer by layer, that both models agree.",
+    help="ModernBERT in Paddle: convert checkpoints and prove, layer by layer, that both frameworks agree.",
     epilog="Exit codes: 0 aligned, 1 misaligned, 2 wrong usage or input, 3 bug, 4 package or kernel missing, "
     "5 nothing or too little compared, 130 interrupted.",
 )
@@ -47,9 +47,9 @@ def convert(
     src: Annotated[str, typer.Option(help="Framework of the source: hf or paddle.", metavar="hf|paddle")],
     dst: Annotated[str, typer.Option(help="Framework of the output: paddle or hf.", metavar="paddle|hf")],
     model: Annotated[
-        Optional[str], typer.Option(help=f"{_MODEL} Default: base (with --src paddle there is none).")
+        str | None, typer.Option(help=f"{_MODEL} Default: base (with --src paddle there is none).")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.")] = None,
     dtype: Annotated[str, typer.Option(help="Cast all weights.", metavar="keep|fp32|bf16|fp16")] = "keep",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
@@ -62,9 +62,7 @@ def convert(
     from modernbert_align.commands import convert as command
 
     raise typer.Exit(
-        command.run(
-            src=src, dst=dst, model=model, out=out, dtype=dtype, dry_run=dry_run, force=force, as_json=as_json
-        )
+        command.run(src=src, dst=dst, model=model, out=out, dtype=dtype, dry_run=dry_run, force=force, as_json=as_json)
     )
 
 
@@ -73,14 +71,14 @@ def diff(
     dtype: Annotated[str, typer.Option(help="Precision; bf16 runs fp32 first.", metavar="fp32|bf16")] = "fp32",
     model: Annotated[str, typer.Option(help=_MODEL)] = "base",
     candidate: Annotated[
-        Optional[Path], typer.Option(help="Paddle checkpoint to compare. Default: convert the model just now.")
+        Path | None, typer.Option(help="Paddle checkpoint to compare. Default: convert the model just now.")
     ] = None,
     head: Annotated[
-        Optional[str], typer.Option(help="base or masked_lm. Default: what config.json declares.", metavar="HEAD")
+        str | None, typer.Option(help="base or masked_lm. Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
     policy: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Whether rounding beyond the contract is accepted. Default: contract for fixtures, else noise-aware.",
             metavar="contract|noise-aware",
@@ -111,11 +109,11 @@ def diff(
 def gate(
     reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff.")],
     require: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(help="What must be there, for example model=base,dtype=fp32,dtype=bf16. May be given again."),
     ] = None,
     policy: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="As in diff. Default: by kind of model.", metavar="contract|noise-aware"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on stdout.")] = False,
@@ -133,7 +131,7 @@ def gate(
 def report(
     path: Annotated[Path, typer.Argument(help="A JSON report written by diff.", metavar="REPORT.json")],
     report_dir: Annotated[
-        Optional[Path], typer.Option(help="Where the HTML page goes. Default: beside the report.")
+        Path | None, typer.Option(help="Where the HTML page goes. Default: beside the report.")
     ] = None,
 ) -> None:
     """Make the HTML page from a JSON report again."""
@@ -155,7 +153,7 @@ def doctor(
 @table_app.command("show")
 def table_show(
     model: Annotated[str, typer.Option(help=_MODEL)] = "base",
-    head: Annotated[Optional[str], typer.Option(help="base or masked_lm.", metavar="HEAD")] = None,
+    head: Annotated[str | None, typer.Option(help="base or masked_lm.", metavar="HEAD")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Print the table's rows for one model."""

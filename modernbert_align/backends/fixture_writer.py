@@ -76,7 +76,7 @@ def train_tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:
     start = len(specials) if min(specials.values()) == 0 else 0
     ordered = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     vocab = {token: start + index for index, (token, _) in enumerate(ordered)} | specials
-    merges = [tuple(pair) for pair in _merges(trained)]
+    merges = [(first, second) for first, second in _merges(trained)]
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 
 from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.metrics import Floats
 from modernbert_align.core.ops import Bits
 from modernbert_align.core.probes import Probe
 from modernbert_align.errors import CheckpointError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Arrays = dict[str, npt.NDArray[np.floating]]
+Arrays = dict[str, Floats]
 
 
 def load(folder: Path, architecture: str, dtype: str) -> torch.nn.Module:
@@ -58,7 +57,7 @@ def inputs(batch: Inputs) -> dict[str, torch.Tensor]:
     }
 
 
-def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.floating]:
+def to_numpy(tensor: torch.Tensor) -> Floats:
     """Values as float32 (exact for half precision), or float64."""
     tensor = tensor.detach().cpu()
     return tensor.numpy() if tensor.dtype == torch.float64 else tensor.float().numpy()
@@ -89,7 +88,7 @@ def null_error(
     model: torch.nn.Module,
     batch: Inputs,
     probes: Sequence[Probe],
-    compare: Callable[[npt.NDArray[np.floating], npt.NDArray[np.floating]], float | None],
+    compare: Callable[[Floats, Floats], float | None],
 ) -> dict[str, dict[str, float | None]]:
     """How far the reference is from itself: sdpa against eager attention, per mode and probe.
 
@@ -114,12 +113,10 @@ def null_error(
 
 def set_attention(model: torch.nn.Module, implementation: str) -> None:
     """Switch the attention implementation of a loaded model."""
-    model.set_attn_implementation(implementation)  # type: ignore[operator]
+    model.set_attn_implementation(implementation)
 
 
-def _errors(
-    run: Arrays, eager: Arrays, compare: Callable[[npt.NDArray[np.floating], npt.NDArray[np.floating]], float | None]
-) -> dict[str, float | None]:
+def _errors(run: Arrays, eager: Arrays, compare: Callable[[Floats, Floats], float | None]) -> dict[str, float | None]:
     return {name: compare(run[name], eager[name]) for name in eager}
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import paddle
 
 from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.metrics import Floats
 from modernbert_align.core.ops import Bits
 from modernbert_align.errors import CheckpointError
 
@@ -76,7 +75,7 @@ def inputs(batch: Inputs) -> dict[str, Any]:
     }
 
 
-def to_numpy(tensor: paddle.Tensor) -> npt.NDArray[np.floating]:
+def to_numpy(tensor: paddle.Tensor) -> Floats:
     """Values as float32 (exact for half precision), or float64."""
     tensor = tensor.detach()
     return tensor.numpy() if tensor.dtype == paddle.float64 else tensor.astype("float32").numpy()

@@ -41,6 +41,7 @@ class ModelSource:
 
     @property
     def inputs(self) -> InputSpec | None:
+        """The inputs a fixture is compared on; None for any other model."""
         return self.fixture.inputs if self.fixture else None
 
 
@@ -92,7 +93,8 @@ def _write_fixture(name: str, parent: Path, folder: Path) -> None:
         partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent))
     except OSError as error:
         raise CheckpointError(
-            f"cannot write to the cache `{parent}`: {error.strerror}", hint="set XDG_CACHE_HOME to a folder you can write"
+            f"cannot write to the cache `{parent}`: {error.strerror}",
+            hint="set XDG_CACHE_HOME to a folder you can write",
         ) from None
     try:
         command = [sys.executable, "-m", "modernbert_align.backends.fixture_writer", name, str(partial)]
@@ -113,14 +115,17 @@ def _hub(model: str, table: Table, notify: Callable[[str], None]) -> ModelSource
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as error:
-        raise MissingPackageError(f"hub ids need huggingface_hub: {error}", hint="pip install huggingface_hub") from None
+        raise MissingPackageError(
+            f"hub ids need huggingface_hub: {error}", hint="pip install huggingface_hub"
+        ) from None
     notify(f"looking up {model} on the Hugging Face hub")
     wanted = ["config.json", WEIGHTS, INDEX, "model-*-of-*.safetensors", *table.carried_files]
     try:
         folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
     except RepositoryNotFoundError:
         raise UsageError(
-            f"the hub has no public model `{model}`", hint="check the spelling; log in with `hf auth login` if it is private"
+            f"the hub has no public model `{model}`",
+            hint="check the spelling; log in with `hf auth login` if it is private",
         ) from None
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         cache = huggingface_hub.constants.HF_HUB_CACHE

@@ -86,7 +86,9 @@ def _compare(
     where = str(source.folder / "config.json")
     config = parse_config(raw, where=where)
     declared = table.head_of(raw.get("architectures"), where=where)
-    make_plan(open_checkpoint(source.folder), table, config, declared, "hf", "paddle", None)  # refuses what is no HF model
+    make_plan(
+        open_checkpoint(source.folder), table, config, declared, "hf", "paddle", None
+    )  # refuses what is no HF model
     chosen = head or declared
     if chosen not in ("base", declared):
         raise UsageError(
@@ -171,7 +173,9 @@ def _candidate(
     if head not in ("base", declared):
         raise UsageError(f"the candidate `{candidate}` has the head {declared}, not {head}", hint="use --head base")
     theirs, ours = asdict(config), asdict(own)
-    return candidate, tuple(f"{key} is {ours[key]}, the reference's is {theirs[key]}" for key in ours if ours[key] != theirs[key])
+    return candidate, tuple(
+        f"{key} is {ours[key]}, the reference's is {theirs[key]}" for key in ours if ours[key] != theirs[key]
+    )
 
 
 def _weights_digest(folder: Path) -> str:

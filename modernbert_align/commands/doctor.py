@@ -54,4 +54,6 @@ def _show(found: dict[str, Any]) -> None:
         out.print(table)
     for problem in found["problems"]:
         out.print(f"problem: {problem}", markup=False, soft_wrap=True)
-    out.print("ready" if not found["problems"] else "not ready: install the package again under constraints/default.txt")
+    out.print(
+        "ready" if not found["problems"] else "not ready: install the package again under constraints/default.txt"
+    )

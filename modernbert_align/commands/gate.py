@@ -65,7 +65,10 @@ def parse_requirement(text: str) -> Requirement:
             hint="for example --require model=base,dtype=fp32,dtype=bf16",
         )
     return Requirement(
-        text=text, model=values["model"][0], head=(values["head"] or [None])[0], dtypes=tuple(values["dtype"])
+        text=text,
+        model=values["model"][0],
+        head=values["head"][0] if values["head"] else None,
+        dtypes=tuple(values["dtype"]),
     )
 
 
@@ -74,7 +77,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     requirements = [parse_requirement(text) for text in require]
-    outcomes = [(path, report, rejudge(report, path, policy)) for path in reports for report in [read_report(path)]]  # type: ignore[arg-type]
+    outcomes = [(path, report, rejudge(report, path, policy)) for path in reports for report in [read_report(path)]]
     unmet = [
         requirement.text
         for requirement in requirements
@@ -166,7 +169,10 @@ def _config(report: Report, path: Path) -> ModelConfig:
         return config
     fixture, _ = load_fixture(report.model.fixture)
     ids = {"pad_token_id": fixture.tokenizer.pad_token_id}
-    if parse_config({"model_type": "modernbert", **fixture.config, **ids}) != config or report.model.name != fixture.name:
+    if (
+        parse_config({"model_type": "modernbert", **fixture.config, **ids}) != config
+        or report.model.name != fixture.name
+    ):
         raise ReportError(
             f"`{path}` claims to be the fixture `{fixture.name}` and has another architecture", hint="run `diff` again"
         )

@@ -32,7 +32,6 @@ DTYPE_BYTES: Mapping[str, int] = {
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 _RANK = {name: rank for rank, name in enumerate(DTYPE_BYTES)}
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +51,18 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
+        """Bytes in the file."""
         return self.elements * DTYPE_BYTES[self.dtype]
 
 
-def unsigned(dtype: str) -> type[np.unsignedinteger]:
+def unsigned(dtype: str) -> np.dtype[Any]:
     """The unsigned numpy type as wide as a safetensors dtype."""
-    return _UNSIGNED[DTYPE_BYTES[dtype]]
+    return np.dtype(f"u{DTYPE_BYTES[dtype]}")
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -171,7 +172,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pdparams", ".safetensors"})
     raise CheckpointError(
         f"no `{WEIGHTS}` and no `{INDEX}` in `{folder}`",
-        hint=f"found {', '.join(others)}; save the model as safetensors first" if others else "the folder has no weights",
+        hint=f"found {', '.join(others)}; save the model as safetensors first"
+        if others
+        else "the folder has no weights",
     )
 
 
@@ -250,7 +253,7 @@ class SafetensorsWriter:
         written = 0
         for piece in pieces:
             flat = np.ascontiguousarray(piece).reshape(-1)
-            self._put(memoryview(flat.view(np.uint8)))
+            self._put(flat.view(np.uint8).data)
             written += flat.nbytes
         if written != self._sizes[name]:
             raise AssertionError(f"{name}: {written} bytes written, {self._sizes[name]} declared")

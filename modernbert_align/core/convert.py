@@ -267,4 +267,3 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-

@@ -110,10 +110,12 @@ class Inputs:
 
     @property
     def sha256(self) -> str:
+        """Digest of ids and mask."""
         return hashlib.sha256(self.input_ids.tobytes() + self.attention_mask.tobytes()).hexdigest()
 
     @property
     def padded(self) -> bool:
+        """Whether any position is padding."""
         return not bool(self.attention_mask.all())
 
 
@@ -130,7 +132,9 @@ def make_inputs(spec: InputSpec, config: ModelConfig) -> Inputs:
             "(`max_position_embeddings`)"
         )
     generator = np.random.Generator(np.random.PCG64(spec.seed))
-    allowed = np.setdiff1d(np.arange(config.vocab_size), [config.pad_token_id if config.pad_token_id is not None else -1])
+    allowed = np.setdiff1d(
+        np.arange(config.vocab_size), [config.pad_token_id if config.pad_token_id is not None else -1]
+    )
     input_ids = generator.choice(allowed, size=(len(spec.lengths), seq)).astype(np.int64)
     attention_mask = (np.arange(seq)[None, :] < np.array(spec.lengths)[:, None]).astype(np.int64)
     input_ids[attention_mask == 0] = config.pad_token_id if config.pad_token_id is not None else 0

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.floating[Any]]
 _SLICE = 1 << 21  # elements
 
 
@@ -35,14 +37,12 @@ class Metrics:
     worst_reference: float
 
 
-def finite(values: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None) -> bool:
+def finite(values: Floats, mask: npt.NDArray[np.bool_] | None) -> bool:
     """Whether every compared element is a finite number."""
     return all(bool(np.isfinite(part).all()) for part, _ in _slices(values, mask))
 
 
-def measure(
-    candidate: npt.NDArray[np.floating], reference: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None
-) -> Metrics:
+def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | None) -> Metrics:
     """Compare two tensors of one shape.
 
     Args:
@@ -101,9 +101,7 @@ class _Index:
         return self._base + int(self._positions[token]) * self._width + rest
 
 
-def _slices(
-    values: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_] | None
-) -> Iterator[tuple[npt.NDArray[np.floating], _Index]]:
+def _slices(values: Floats, mask: npt.NDArray[np.bool_] | None) -> Iterator[tuple[Floats, _Index]]:
     """The compared elements, at most about _SLICE at a time, each with a way back to the whole tensor."""
     if mask is None or values.ndim < 2 or values.shape[:2] != mask.shape:
         flat = values.reshape(-1)

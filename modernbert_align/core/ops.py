@@ -5,11 +5,12 @@ An operation moves bits; it never does arithmetic. Casting is a separate, explic
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Bits = npt.NDArray[np.unsignedinteger]
+Bits = npt.NDArray[np.unsignedinteger[Any]]
 _STRIP = 192  # rows at a time; see transpose()
 
 

@@ -1,5 +1,6 @@
 """Decides a conversion from file headers alone: every tensor mapped, or an error that names it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,8 @@ class PlanItem:
 
     @property
     def size_bytes(self) -> int:
-        elements = 1
-        for dim in self.target_shape:
-            elements *= dim
-        return elements * DTYPE_BYTES[self.target_dtype]
+        """Bytes to write."""
+        return math.prod(self.target_shape) * DTYPE_BYTES[self.target_dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,7 @@ class Plan:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes to write, headers apart."""
         return sum(item.size_bytes for item in self.items)
 
 

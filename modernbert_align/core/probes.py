@@ -59,9 +59,7 @@ def load_probes(config: ModelConfig, head: str, prefix: str) -> tuple[Probe, ...
     return parse_probes(raw, config, head, prefix, where=path.name)
 
 
-def parse_probes(
-    raw: dict[str, Any], config: ModelConfig, head: str, prefix: str, *, where: str
-) -> tuple[Probe, ...]:
+def parse_probes(raw: dict[str, Any], config: ModelConfig, head: str, prefix: str, *, where: str) -> tuple[Probe, ...]:
     """Expand a parsed probe document; see `load_probes`."""
     try:
         document = _Document.model_validate(raw)

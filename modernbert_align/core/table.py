@@ -89,6 +89,7 @@ class Entry:
 
     @property
     def paddle_shape(self) -> tuple[int, ...]:
+        """Shape as stored by Paddle."""
         return self.op.shape(self.hf_shape)
 
     @property
@@ -97,12 +98,15 @@ class Entry:
         return self.op.name == "T" and self.hf_shape == self.paddle_shape
 
     def name(self, side: Side) -> str:
+        """Full name on one side."""
         return self.hf if side == "hf" else self.paddle
 
     def shape(self, side: Side) -> tuple[int, ...]:
+        """Stored shape on one side."""
         return self.hf_shape if side == "hf" else self.paddle_shape
 
     def inverse_op(self) -> Op:
+        """The operation of the other direction."""
         return OPS[self.op.inverse]
 
 
@@ -118,6 +122,7 @@ class Table:
 
     @property
     def heads(self) -> tuple[str, ...]:
+        """Names of all heads."""
         return tuple(self._document.heads)
 
     def architecture(self, head: str) -> str:
@@ -186,7 +191,7 @@ class Table:
                 layered = []
             entries.append(self._entry(row, config, prefix if row in body else "", prefix, 0))
         for side in ("hf", "paddle"):
-            twice = [name for name, n in Counter(e.name(side) for e in entries).items() if n > 1]  # type: ignore[arg-type]
+            twice = [name for name, n in Counter(e.name(side) for e in entries).items() if n > 1]
             if twice:
                 raise TableError(f"two rows of table `{self.id}` give the {side} name `{twice[0]}`")
         return tuple(entries)

@@ -34,6 +34,7 @@ class Contract(_Strict):
     accumulated: Scope
 
     def scope(self, mode: Mode) -> Scope:
+        """Where the contract applies in one mode."""
         return self.isolated if mode == "isolated" else self.accumulated
 
 
@@ -60,7 +61,7 @@ class Tolerance(_Strict):
     direct: Ratio
 
     def floor(self, fan_in: int) -> float:
-        """Relative error two faithful computations may differ by: one rounding, plus that of a sum of `fan_in` terms."""
+        """How far two faithful computations may be apart, relatively: one rounding and a sum of `fan_in` terms."""
         return self.unit_roundoff + self.accumulator_roundoff * math.sqrt(fan_in)
 
 

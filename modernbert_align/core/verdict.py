@@ -1,6 +1,6 @@
 """The verdict: every criterion ANDed, nothing rescued, nothing unseen counted as passed.
 
-1 hygiene   every expected probe seen once on each side, shapes and dtypes equal, values finite, weights equal bit for bit
+1 hygiene   every probe seen once on each side, shapes and dtypes equal, values finite, weights equal bit for bit
 2 contract  mean_abs within the contract, where it applies
 3 noise     against a float64 oracle; null until the oracle exists
 4 direct    rel_l2 within a multiple of what the reference differs from itself
@@ -86,7 +86,7 @@ class Judgement:
 
 
 def default_policy(fixture: str | None) -> Policy:
-    """contract for contract fixtures; for any other weights rounding may exceed the contract in torch too."""
+    """Contract for contract fixtures; for any other weights rounding may exceed the contract in torch too."""
     return "contract" if fixture is not None else "noise-aware"
 
 
@@ -211,7 +211,7 @@ def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: 
             missing.append(f"weights ({dtype}): {check.compared if check else 0} of {expectation.weights} compared")
     return Coverage(
         expected=expected,
-        compared=sum(row.status != "missing" and row.status != "extra" for row in rows),
+        compared=sum(row.status not in ("missing", "extra") for row in rows),
         weights_expected=expectation.weights * len(expectation.dtypes),
         weights_compared=compared,
         missing=tuple(missing),
@@ -241,7 +241,9 @@ def _first_failing(
             if row.mode == "isolated" and row.status not in ("explained", "missing")
         ]
         own += [
-            Failing(probe=d.probe, dtype=dtype, mode=None, status="weights", detail=f"`{d.paddle}`: {d.problem} {d.looks}")
+            Failing(
+                probe=d.probe, dtype=dtype, mode=None, status="weights", detail=f"`{d.paddle}`: {d.problem} {d.looks}"
+            )
             for check in weights
             if check.dtype == dtype
             for d in check.differences
@@ -255,9 +257,7 @@ def _first_failing(
             if group:
                 return min(group, key=lambda f: order.get(f.probe, last))
     if coverage.missing:
-        return Failing(
-            probe="", dtype=expectation.dtypes[0], mode=None, status="missing", detail=coverage.missing[0]
-        )
+        return Failing(probe="", dtype=expectation.dtypes[0], mode=None, status="missing", detail=coverage.missing[0])
     return None
 
 

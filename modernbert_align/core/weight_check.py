@@ -55,9 +55,7 @@ def _difference(entry: Entry, dtype: Dtype, problem: str, **found: object) -> We
     )
 
 
-def _compare(
-    entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[Bits, str]
-) -> WeightDifference | None:
+def _compare(entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[Bits, str]) -> WeightDifference | None:
     (candidate, candidate_dtype), (source, reference_dtype) = ours, theirs
     if candidate_dtype != reference_dtype:
         return _difference(entry, dtype, "dtype", looks=f"{candidate_dtype}, the reference's is {reference_dtype}")

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.core.fixtures import Inputs
-from modernbert_align.core.metrics import finite, measure
+from modernbert_align.core.metrics import Floats, finite, measure
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
 from modernbert_align.core.table import Entry
@@ -93,9 +91,7 @@ def run_alignment(
                 result = padiff_engine.run(ours, theirs, batch, probes, dtype=dtype, mode=mode)
             clock.lap(mode)
             records += [r.model_copy(update={"null_rel_l2": null[mode].get(r.probe)}) for r in result.records]
-            passes.append(
-                PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error)
-            )
+            passes.append(PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error))
             del result
         del ours, theirs
         gc.collect()
@@ -121,10 +117,10 @@ def environment() -> dict[str, object]:
 
 def _rel_l2(
     batch: Inputs,
-) -> Callable[[npt.NDArray[np.floating], npt.NDArray[np.floating]], float | None]:
+) -> Callable[[Floats, Floats], float | None]:
     mask = batch.attention_mask.astype(bool)
 
-    def compare(run: npt.NDArray[np.floating], eager: npt.NDArray[np.floating]) -> float | None:
+    def compare(run: Floats, eager: Floats) -> float | None:
         if not (finite(run, mask) and finite(eager, mask)):
             return None
         return measure(run, eager, mask).rel_l2

@@ -146,7 +146,9 @@ def _record(
         side = "reference" if not references else "candidate"
         return unseen("missing", error or f"the {side} never ran this module")
     if len(candidates) != len(references) or len(references) > 1:
-        return unseen("extra", f"the candidate ran this module {len(candidates)} times, the reference {len(references)}")
+        return unseen(
+            "extra", f"the candidate ran this module {len(candidates)} times, the reference {len(references)}"
+        )
     ours, theirs = _tensors(candidates[0]), _tensors(references[0])
     if len(ours) != len(theirs):
         return unseen("extra", f"the candidate returns {len(ours)} tensors, the reference {len(theirs)}")
@@ -154,9 +156,7 @@ def _record(
         if list(c.shape) != list(r.shape):
             return unseen("shape_mismatch", f"output {index} is {list(c.shape)}, the reference's is {list(r.shape)}")
         if paddle_backend.dtype_name(c) != hf.dtype_name(r):
-            return unseen(
-                "dtype_mismatch", f"output {index} is {c.dtype}, the reference's is {r.dtype}"
-            )
+            return unseen("dtype_mismatch", f"output {index} is {c.dtype}, the reference's is {r.dtype}")
     values, expected = paddle_backend.to_numpy(ours[0]), hf.to_numpy(theirs[0])
     for side, array in (("reference", expected), ("candidate", values)):
         if not finite(array, mask):
@@ -251,8 +251,8 @@ def clean_hooks(*models: Any) -> Iterator[None]:
             modules = model.sublayers(include_self=True) if hasattr(model, "sublayers") else model.modules()
             for module in modules:
                 for registry in ("_forward_hooks", "_forward_pre_hooks", "_forward_post_hooks"):
-                    hooks = getattr(module, registry, None)
-                    for key in [k for k, h in (hooks or {}).items() if _is_padiffs(h)]:
+                    hooks = getattr(module, registry, {})
+                    for key in [k for k, h in hooks.items() if _is_padiffs(h)]:
                         del hooks[key]
 
 

@@ -55,10 +55,12 @@ def lint_table(table: Table, raw: dict[str, Any], notify: Callable[[str], None])
             blind = max(blind, sum(entry.shape_blind for entry in entries))
             live = _live(table.architecture(head), variant)
             for side in ("hf", "paddle"):
-                problems += [f"{head} ({label}): {p}" for p in _against(entries, side, *live[side])]  # type: ignore[arg-type]
+                problems += [f"{head} ({label}): {p}" for p in _against(entries, side, *live[side])]
             checked.append(f"{head} ({label}): {len(entries)} rows against both state dicts")
             problems += [f"{head} ({label}): {p}" for p in _inverse_law(entries)]
-    checked.append(f"{blind} transposed rows are square at most: shapes cannot check them, conversion tests by value do")
+    checked.append(
+        f"{blind} transposed rows are square at most: shapes cannot check them, conversion tests by value do"
+    )
     return Findings(checked=checked, problems=sorted(set(problems)))
 
 
@@ -69,7 +71,7 @@ def _variants(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _live(architecture: str, raw: dict[str, Any]) -> dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]]:
-    """side -> (state dict shapes, modules by path) of freshly built models; torch's without memory."""
+    """Side -> (state dict shapes, modules by path) of freshly built models; torch's without memory."""
     config = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
     with torch.device("meta"):
         reference = getattr(transformers, architecture)(transformers.ModernBertConfig(**config))
@@ -117,5 +119,3 @@ def _inverse_law(entries: tuple[Entry, ...]) -> list[str]:
         if not np.array_equal(inverse.apply(op.apply(dye)), dye) or inverse.shape(op.shape((2, 3))) != (2, 3):
             problems.append(f"the op {inverse.name} does not undo {op.name}")
     return problems
-
-

@@ -1,28 +1,29 @@
 """The error of every probe, in execution order, as one SVG per dtype.
 
-The axes are linear in log10(error) rather than matplotlib's log axes: exact zeros and values that could not be measured
-then get a labelled lane of their own instead of disappearing.
+The axes are linear in log10(error) rather than matplotlib's log axes: exact zeros and values that could not
+be measured then get a labelled lane of their own instead of disappearing.
 """
 
 import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from modernbert_align.core.rows import MODES, Dtype, Mode, Row
+from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
 
-WIDTH_IN, HEIGHT_IN = 14.0, 9.4
+WIDTH_IN, HEIGHT_IN = 14.0, 9.2
 POINTS_PER_INCH = 72
-LEFT, RIGHT, BOTTOM, TOP = 0.066, 0.994, 0.115, 0.905
+LEFT, RIGHT, BOTTOM, TOP = 0.062, 0.994, 0.105, 0.92
 MOST_LAYER_LABELS = 32
-LONGEST_LABEL = 20
+LONGEST_LABEL = 14
 
-# Every colour is replaced by a CSS value after drawing, so that the page decides how the chart looks on light and dark.
+# Every colour is replaced by a CSS value after drawing: the page decides how it looks on light and dark.
 INK, OWN, END_TO_END, BAD, EXPLAINED = "#010203", "#1d5fd1", "#b8560b", "#d1162f", "#a67c00"
 CSS = {
     INK: "currentColor",
@@ -33,7 +34,11 @@ CSS = {
 }
 MODE_COLOUR: dict[Mode, str] = {"isolated": OWN, "accumulated": END_TO_END}
 MODE_MARKER: dict[Mode, str] = {"isolated": "o", "accumulated": "s"}
+# A circle still shows on a square of the same value.
+MODE_SIZE: dict[Mode, float] = {"isolated": 3.8, "accumulated": 5.4}
 MODE_NAME: dict[Mode, str] = {"isolated": "own error", "accumulated": "end to end"}
+FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": BAD, "markeredgewidth": 1}
+IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": EXPLAINED, "markeredgewidth": 1}
 
 
 @dataclass(frozen=True)
@@ -46,35 +51,46 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Scale:
-    """The y axis of a panel, in log10: decades `low` to `high`, a lane below for zero and one above for no number."""
+    """The y axis of a panel in log10: decades `low` to `high`, a lane below for zero, above for no number."""
 
     low: int
     high: int
+    unmeasured: bool
 
     @classmethod
-    def around(cls, values: Sequence[float | None]) -> "_Scale":
-        logs = [math.log10(v) for v in values if v is not None and math.isfinite(v) and v > 0]
+    def around(cls, errors: Sequence[float | None], lines: Iterable[float]) -> "_Scale":
+        unmeasured = not all(_is_number(error) for error in errors)
+        logs = [math.log10(v) for v in (*errors, *lines) if _is_number(v) and v > 0]
         if not logs:
-            return cls(low=-9, high=-3)
+            return cls(low=-9, high=-3, unmeasured=unmeasured)
         low = math.floor(min(logs))
-        return cls(low=low, high=max(math.ceil(max(logs)), low + 1))
+        return cls(low=low, high=max(math.ceil(max(logs)), low + 1), unmeasured=unmeasured)
 
     @property
     def lane(self) -> float:
         """Distance of a lane from the decades, so that a lane looks the same whatever the range."""
-        return 0.09 * (self.high - self.low)
+        return 0.11 * (self.high - self.low)
+
+    @property
+    def bottom(self) -> float:
+        return self.low - 2 * self.lane
+
+    @property
+    def top(self) -> float:
+        return self.high + (2 if self.unmeasured else 1.4) * self.lane
 
     def y(self, value: float | None) -> float:
-        if value is None or not math.isfinite(value):
+        if not _is_number(value):
             return self.high + self.lane
         return math.log10(value) if value > 0 else self.low - self.lane
 
 
 def error_chart_svg(report: Report, dtype: Dtype) -> str:
-    """Draw the errors of one dtype: mean_abs of both modes, then rel_l2 of each mode against what rounding explains.
+    """Draw the errors of one dtype: mean_abs, then rel_l2 against what rounding explains, of both modes.
 
-    Equal reports give equal bytes. The SVG is meant to be inlined: no prolog, no URL but its namespace, colours from
-    the page's `currentColor`, `--own`, `--end-to-end`, `--bad` and `--explained`.
+    Equal reports give equal bytes. The SVG is to be inlined: no prolog, no URL but its namespace, colours
+    from the page's `currentColor`, `--own`, `--end-to-end`, `--bad` and `--explained`. The report must have rows
+    of `dtype`.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -85,7 +101,8 @@ def error_chart_svg(report: Report, dtype: Dtype) -> str:
     points = {mode: [_Point(place[row.probe], row) for row in rows if row.mode == mode] for mode in MODES}
     settings = {
         "svg.fonttype": "none",
-        "svg.hashsalt": f"modernbert-align-{dtype}",  # ids must differ between the charts of one page
+        # The ids of marks must differ between the charts of one page.
+        "svg.hashsalt": f"modernbert-align-{dtype}",
         "text.parse_math": False,
         "font.size": 10,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -102,11 +119,14 @@ def error_chart_svg(report: Report, dtype: Dtype) -> str:
         _label_layers(panels[-1], probes)
         first = report.first_failing
         if first is not None and first.dtype == dtype and first.probe in place:
-            _point_at(panels, place[first.probe], _short(first.probe))
+            _point_at(panels, place[first.probe], first)
         _draw_legend(figure, rows)
         file = io.StringIO()
         figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            file,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )
     return _inlined(file.getvalue(), _summary(dtype, rows), _hover(probes, rows))
 
@@ -114,42 +134,45 @@ def error_chart_svg(report: Report, dtype: Dtype) -> str:
 def _draw_mean_abs(axes: Any, points: dict[Mode, list[_Point]]) -> None:
     everything = [p for mode in MODES for p in points[mode]]
     limits = {p.x: p.row.contract_limit for p in everything if p.row.contract_limit is not None}
-    scale = _Scale.around([*(p.row.mean_abs for p in everything), *limits.values()])
-    unmeasured = any(scale.y(p.row.mean_abs) > scale.high for p in everything)
-    _set_up(axes, scale, "Mean absolute error, both ways of running", "mean_abs", unmeasured)
-    _draw_limit(axes, limits, scale, lambda value: f"contract limit {value:.0e}")
-    for mode in MODES:
-        _draw_marks(axes, mode, [(p, scale.y(p.row.mean_abs)) for p in points[mode]], hollow_without_contract=True)
+    scale = _Scale.around([p.row.mean_abs for p in everything], limits.values())
+    _set_up(axes, scale, "mean_abs: mean absolute error, both ways of running")
+    _draw_limit(axes, limits, scale, "contract limit")
+    for mode in reversed(MODES):
+        _draw_marks(axes, scale, mode, points[mode], "mean_abs")
 
 
 def _draw_rel_l2(axes: Any, mode: Mode, points: list[_Point]) -> None:
     limits = {p.x: p.row.direct_limit for p in points if p.row.direct_limit is not None}
     nulls = {p.x: p.row.null_rel_l2 for p in points if p.row.null_rel_l2}
-    scale = _Scale.around([*(p.row.rel_l2 for p in points), *limits.values(), *nulls.values()])
+    scale = _Scale.around([p.row.rel_l2 for p in points], [*limits.values(), *nulls.values()])
     title = {
-        "isolated": "Relative error, own: each module alone, fed with the reference's inputs",
-        "accumulated": "Relative error, end to end: the whole model runs by itself",
+        "isolated": "rel_l2: relative error, own (each module alone, fed with the reference's inputs)",
+        "accumulated": "rel_l2: relative error, end to end (the whole model runs by itself)",
     }[mode]
-    _set_up(axes, scale, title, "rel_l2", any(scale.y(p.row.rel_l2) > scale.high for p in points))
-    for x, null in nulls.items():
-        axes.fill_between(
-            [x - 0.5, x + 0.5], scale.low - 2 * scale.lane, scale.y(null), color=INK, alpha=0.22, linewidth=0
-        )
-    _draw_limit(axes, limits, scale, lambda value: f"rounding limit, about {value:.0e}")
-    _draw_marks(axes, mode, [(p, scale.y(p.row.rel_l2)) for p in points], hollow_without_contract=False)
+    _set_up(axes, scale, title)
+    xs = sorted(p.x for p in points)
+    band = [scale.y(nulls[x]) if x in nulls else scale.bottom for x in xs]
+    axes.fill_between(
+        [edge for x in xs for edge in (x - 0.5, x + 0.5)],
+        scale.bottom,
+        [height for height in band for _ in range(2)],
+        color=INK,
+        alpha=0.18,
+        linewidth=0,
+    )
+    _draw_limit(axes, limits, scale, "rounding limit")
+    _draw_marks(axes, scale, mode, points, "rel_l2")
 
 
-def _set_up(axes: Any, scale: _Scale, title: str, measure: str, unmeasured: bool) -> None:
-    top = scale.high + (2 if unmeasured else 1) * scale.lane
-    axes.set_ylim(scale.low - 2 * scale.lane, top)
+def _set_up(axes: Any, scale: _Scale, title: str) -> None:
+    axes.set_ylim(scale.bottom, scale.top)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(measure)
     step = math.ceil((scale.high - scale.low) / 7)
     decades = list(range(scale.high, scale.low - 1, -step))
-    ticks = [(scale.low - scale.lane, "0 (exact)"), *((float(d), f"1e{d:+03d}") for d in decades)]
-    if unmeasured:
+    ticks = [(scale.low - scale.lane, "0 (exact)"), *((float(d), f"1e{d}") for d in decades)]
+    if scale.unmeasured:
         ticks.append((scale.high + scale.lane, "no number"))
-        axes.axhspan(scale.high + scale.lane / 2, top, color=BAD, alpha=0.08, linewidth=0)
+        axes.axhspan(scale.high + scale.lane / 2, scale.top, color=BAD, alpha=0.08, linewidth=0)
     axes.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
     axes.axhline(scale.low - scale.lane / 2, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (1, 3)))
@@ -158,7 +181,7 @@ def _set_up(axes: Any, scale: _Scale, title: str, measure: str, unmeasured: bool
         axes.spines[side].set_visible(False)
 
 
-def _draw_limit(axes: Any, limits: dict[int, float], scale: _Scale, label: Any) -> None:
+def _draw_limit(axes: Any, limits: dict[int, float], scale: _Scale, name: str) -> None:
     """One horizontal stroke over each column the limit applies to."""
     if not limits:
         return
@@ -166,40 +189,45 @@ def _draw_limit(axes: Any, limits: dict[int, float], scale: _Scale, label: Any) 
     edges = [edge for x in xs for edge in (x - 0.5, x + 0.5, math.nan)]
     heights = [height for x in xs for height in (scale.y(limits[x]), scale.y(limits[x]), math.nan)]
     axes.plot(edges, heights, color=INK, linewidth=1.6, solid_capstyle="butt")
-    axes.annotate(
-        label(limits[xs[0]]), (xs[0] - 0.5, scale.y(limits[xs[0]])), (3, -3), textcoords="offset points", va="top"
-    )
+    least, most = _rounded(min(limits.values())), _rounded(max(limits.values()))
+    axes.set_title(f"{name} {least}" if least == most else f"{name} {least} to {most}", loc="right", fontsize=10)
 
 
-def _draw_marks(axes: Any, mode: Mode, marks: list[tuple[_Point, float]], *, hollow_without_contract: bool) -> None:
-    colour, marker = MODE_COLOUR[mode], MODE_MARKER[mode]
+def _draw_marks(
+    axes: Any, scale: _Scale, mode: Mode, points: list[_Point], measure: Literal["mean_abs", "rel_l2"]
+) -> None:
+    colour = MODE_COLOUR[mode]
+    marks = [(p, scale.y(getattr(p.row, measure))) for p in points]
     if mode == "accumulated":
-        # Sub-layers do not feed each other in a line; what runs through the model is the sum after every layer.
-        stream = [(p.x, y) for p, y in marks if _layer(p.row.probe) is None or p.row.probe.count(".") == 1]
-        axes.plot(*zip(*stream, strict=True), color=colour, linewidth=1, alpha=0.6) if stream else None
+        # Sub-layers do not feed each other in a line; what runs through the model is the sum after every
+        # layer. A row without a number breaks the line.
+        stream = [
+            (p.x, y if _is_number(getattr(p.row, measure)) else math.nan)
+            for p, y in marks
+            if _layer(p.row.probe) is None or p.row.probe.count(".") == 1
+        ]
+        if stream:
+            axes.plot(*zip(*stream, strict=True), color=colour, linewidth=1, alpha=0.6)
+    wrong = [(p.x, y) for p, y in marks if p.row.status not in ("pass", "explained")]
+    over = [(p.x, y) for p, y in marks if p.row.status == "explained"]
+    for some, style in ((wrong, FAILS), (over, IS_EXPLAINED)):
+        if some:
+            axes.plot(*zip(*some, strict=True), linestyle="none", zorder=7, markeredgecolor=colour, **style)
     for filled in (True, False):
-        some = [(p.x, y) for p, y in marks if (p.row.contract or not hollow_without_contract) == filled]
+        some = [(p.x, y) for p, y in marks if (p.row.contract or measure != "mean_abs") == filled]
         if some:
             axes.plot(
                 *zip(*some, strict=True),
                 color=colour,
-                marker=marker,
-                markersize=4.5,
+                marker=MODE_MARKER[mode],
+                markersize=MODE_SIZE[mode],
                 linestyle="none",
                 markerfacecolor=colour if filled else "none",
             )
-    for wrong, style in ((True, FAILS), (False, IS_EXPLAINED)):
-        some = [(p.x, y) for p, y in marks if p.row.status != "pass" and (p.row.status != "explained") == wrong]
-        if some:
-            axes.plot(*zip(*some, strict=True), linestyle="none", zorder=5, **style)
-
-
-FAILS = {"marker": "X", "markersize": 11, "color": BAD, "markeredgecolor": INK, "markeredgewidth": 0.8}
-IS_EXPLAINED = {"marker": "^", "markersize": 9, "color": EXPLAINED, "markeredgecolor": INK, "markeredgewidth": 0.8}
 
 
 def _layer(probe: str) -> int | None:
-    found = re.match(r"layers\.(\d+)(\.|$)", probe, re.ASCII)
+    found = re.match(r"layers\.(\d{1,6})(\.|$)", probe, re.ASCII)
     return int(found[1]) if found else None
 
 
@@ -222,26 +250,31 @@ def _label_layers(axes: Any, probes: Sequence[str]) -> None:
     blocks = _blocks(probes)
     every = math.ceil(sum(layer is not None for layer, _ in blocks) / MOST_LAYER_LABELS) or 1
     shown = [(layer, xs) for layer, xs in blocks if layer is None or layer % every == 0]
-    labels = [_short(probes[xs[0]]) if layer is None else str(layer) for layer, xs in shown]
+    labels = [_short(probes[xs[0]], LONGEST_LABEL) if layer is None else str(layer) for layer, xs in shown]
     axes.set_xticks([(xs[0] + xs[-1]) / 2 for _, xs in shown], labels)
     for label, (layer, _) in zip(axes.get_xticklabels(), shown, strict=True):
-        label.set_rotation(90 if layer is None else 0)
-    axes.set_xlabel("layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)")
+        if layer is None:
+            label.set(rotation=90, fontsize=8)
+    axes.set_xlabel(
+        "layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)"
+    )
+    axes.xaxis.set_label_coords(0.5, -0.2)
 
 
-def _point_at(panels: Sequence[Any], x: int, probe: str) -> None:
+def _point_at(panels: Sequence[Any], x: int, first: Failing) -> None:
+    colour, words = (EXPLAINED, "first over the contract") if first.status == "explained" else (BAD, "first failing")
     for axes in panels:
-        axes.axvline(x, color=BAD, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(x, color=colour, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
     right_half = x > panels[0].get_xlim()[1] / 2
     panels[0].annotate(
-        f"first failing: {probe}",
+        f"{words}: {_short(first.probe, 60)}",
         (x, 1),
         (-5 if right_half else 5, -4),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         ha="right" if right_half else "left",
         va="top",
-        color=BAD,
+        color=colour,
         fontweight="bold",
     )
 
@@ -252,13 +285,13 @@ def _draw_legend(figure: Any, rows: Sequence[Row]) -> None:
 
     handles: list[Any] = []
     for mode in MODES:
-        line = {"linestyle": "-" if mode == "accumulated" else "none", "linewidth": 1}
+        line: dict[str, Any] = {"linestyle": "-" if mode == "accumulated" else "none", "linewidth": 1}
         handles.append(Line2D([], [], color=MODE_COLOUR[mode], marker=MODE_MARKER[mode], label=MODE_NAME[mode], **line))
     if any(not row.contract for row in rows):
-        hollow = {"marker": "s", "markerfacecolor": "none", "linestyle": "none", "color": INK}
+        hollow: dict[str, Any] = {"marker": "s", "markerfacecolor": "none", "linestyle": "none", "color": INK}
         handles.append(Line2D([], [], label="hollow: contract does not apply", **hollow))
     handles.append(Line2D([], [], color=INK, linewidth=1.6, label="limit"))
-    handles.append(Patch(color=INK, alpha=0.22, linewidth=0, label="how far the reference differs from itself"))
+    handles.append(Patch(color=INK, alpha=0.18, linewidth=0, label="how far the reference differs from itself"))
     if any(row.status not in ("pass", "explained") for row in rows):
         handles.append(Line2D([], [], linestyle="none", label="fails", **FAILS))
     if any(row.status == "explained" for row in rows):
@@ -266,12 +299,22 @@ def _draw_legend(figure: Any, rows: Sequence[Row]) -> None:
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=len(handles), frameon=False)
 
 
-def _short(probe: str) -> str:
-    return probe if len(probe) <= LONGEST_LABEL else probe[: LONGEST_LABEL - 1] + "…"
+def _short(probe: str, longest: int) -> str:
+    return probe if len(probe) <= longest else probe[: longest - 1] + "…"
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _number(value: float | None) -> str:
-    return "no number" if value is None or not math.isfinite(value) else "0 (exact)" if value == 0 else f"{value:.2e}"
+    return "no number" if not _is_number(value) else "0 (exact)" if value == 0 else f"{value:.2e}"
+
+
+def _rounded(value: float) -> str:
+    """0.00781 -> 8e-3."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
 
 
 def _summary(dtype: Dtype, rows: Sequence[Row]) -> str:
@@ -307,7 +350,9 @@ def _inlined(svg: str, summary: str, overlay: str) -> str:
     body = svg[svg.index("<svg") :]
     body = body[body.index(">") + 1 : body.rindex("</svg>")]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # the groups' ids repeat in every chart; only marks are referred to
+    # The groups' ids repeat in every chart of a page, and nothing refers to them.
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r">\s+<", "><", body).replace("<g/>", "")
     body = body.replace("xlink:href", "href").replace("*{stroke-linejoin", "svg{stroke-linejoin")
     for colour, css in CSS.items():
         body = body.replace(colour, css)

@@ -109,7 +109,7 @@ class Environment(_Strict):
 class Report(_Strict):
     """A whole comparison."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     tool_version: str
     created: str
     verdict: Verdict

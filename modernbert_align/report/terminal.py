@@ -59,7 +59,9 @@ def print_report(report: Report, console: "Console") -> None:
             _number(row.contract_limit, "0e"),
             _number(row.max_abs),
             "-" if row.null_ratio is None else f"{row.null_ratio:.2f}",
-            Text(row.status, style="green" if row.status == "pass" else "yellow" if row.status == "explained" else "red"),
+            Text(
+                row.status, style="green" if row.status == "pass" else "yellow" if row.status == "explained" else "red"
+            ),
         )
     console.print(table)
     for dtype, execution in report.execution.items():
@@ -77,7 +79,9 @@ def print_report(report: Report, console: "Console") -> None:
         console.print(f"and {len(bad) - WORST} more rows, see the report")
     if report.first_failing is not None:
         first = report.first_failing
-        console.print(Text(f"first failing: {first.probe} ({first.dtype}): {first.detail}", style="bold"), soft_wrap=True)
+        console.print(
+            Text(f"first failing: {first.probe} ({first.dtype}): {first.detail}", style="bold"), soft_wrap=True
+        )
     for hint in report.hints:
         console.print(Text(f"hint: {hint}"), soft_wrap=True)
     console.print(

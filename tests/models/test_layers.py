@@ -57,7 +57,7 @@ def test_layer_norm_uses_the_configured_epsilon():
 @pytest.mark.parametrize("switch", ["norm_bias", "mlp_bias", "decoder_bias"])
 def test_bias_switches_create_and_drop_the_bias(switch):
     owner = {
-        "norm_bias": lambda c: LayerNorm(c),
+        "norm_bias": LayerNorm,
         "mlp_bias": lambda c: ModernBertMLP(c).Wi,
         "decoder_bias": lambda c: ModernBertDecoder(c, None),
     }[switch]
@@ -89,9 +89,7 @@ def test_padding_ids_are_looked_up_but_get_no_gradient():
 
 def test_bf16_operations_compute_wide_and_round_once():
     rng = np.random.default_rng(0)
-    x, w, b = (
-        rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((64, 6), (6, 7), (7,))
-    )
+    x, w, b = (rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((64, 6), (6, 7), (7,)))
     linear = Linear(6, 7, bias=True)
     linear.weight.set_value(paddle.to_tensor(w.astype(np.float32)))
     linear.bias.set_value(paddle.to_tensor(b.astype(np.float32)))

@@ -237,7 +237,13 @@ def test_initialisation_follows_the_reference():
     from transformers import ModernBertConfig as HfConfig
     from transformers import ModernBertForMaskedLM as HfModel
 
-    sizes = {"vocab_size": 2048, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 192, "pad_token_id": 5}
+    sizes = {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "pad_token_id": 5,
+    }
     torch.manual_seed(0)
     theirs = HfModel(HfConfig(**sizes, num_hidden_layers=3)).state_dict()
     paddle.seed(0)

@@ -41,7 +41,7 @@ def pair(tmp_path, architecture="ModernBertForMaskedLM", **changes):
     torch.manual_seed(0)
     model = getattr(transformers, architecture)(transformers.ModernBertConfig(**{**SIZES, **changes}))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(tmp_path / "hf")

@@ -20,7 +20,7 @@ from modernbert_align.models.modernbert.layers import Linear
 from modernbert_align.models.modernbert.precision import rounded
 
 
-def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:  # type: ignore[type-arg]
+def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
     """RoPE's inverse frequencies, 1 / theta ** (2k / head_dim), in float32 arithmetic.
 
     Paddle's float32 power gives the reference's bits for the published sizes; numpy's differs in one of five.

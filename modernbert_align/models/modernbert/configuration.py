@@ -4,7 +4,7 @@ Source: transformers 5.23.0, models/modernbert/configuration_modernbert.py; padd
 """
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from paddlenlp.transformers.configuration_utils import PretrainedConfig
 
@@ -33,7 +33,7 @@ class ModernBertConfig(PretrainedConfig):
     """
 
     model_type = "modernbert"
-    pretrained_init_configuration: dict[str, Any] = {}
+    pretrained_init_configuration: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, **kwargs: Any) -> None:
         model = parse_config({**kwargs, "model_type": kwargs.get("model_type", self.model_type)})

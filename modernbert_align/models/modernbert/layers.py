@@ -46,18 +46,14 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last axis; its bias is optional."""
 
     def __init__(self, config: ModernBertConfig) -> None:
-        super().__init__(
-            config.hidden_size, epsilon=config.norm_eps, bias_attr=None if config.norm_bias else False
-        )
+        super().__init__(config.hidden_size, epsilon=config.norm_eps, bias_attr=None if config.norm_bias else False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[... hidden] -> same shape."""
         return rounded(_layer_norm, x, self.weight, self.bias, self._epsilon)
 
 
-def _layer_norm(
-    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, epsilon: float
-) -> paddle.Tensor:
+def _layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, epsilon: float) -> paddle.Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 

@@ -6,14 +6,16 @@ Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py; paddlenlp
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.model_outputs import BaseModelOutput, MaskedLMOutput
 from paddlenlp.transformers.model_utils import PretrainedModel, register_base_model
+from paddlenlp.utils import safetensors as paddlenlp_safetensors
 
 from modernbert_align.core.model_config import FULL, SLIDING
 from modernbert_align.core.table import load_table
@@ -33,6 +35,10 @@ from modernbert_align.models.modernbert.layers import (
 from modernbert_align.models.modernbert.precision import rounded
 
 __all__ = ["ModernBertForMaskedLM", "ModernBertModel", "ModernBertPretrainedModel"]
+
+if paddlenlp_safetensors.numpy_dtype.get("BF16") == 2:
+    # paddlenlp 2.8.1 has a hole here and cannot read real bfloat16 files; Paddle takes uint16 bits for bfloat16.
+    paddlenlp_safetensors.numpy_dtype["BF16"] = np.uint16
 
 
 class ModernBertEmbeddings(nn.Layer):
@@ -83,7 +89,7 @@ class ModernBertPretrainedModel(PretrainedModel):
     config_class = ModernBertConfig
     base_model_prefix = "model"
     model_config_file = "config.json"
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_emb\."]
 
     @classmethod
     def _get_name_mappings(cls, config: ModernBertConfig) -> list[StateDictNameMapping]:
@@ -135,9 +141,7 @@ class ModernBertModel(ModernBertPretrainedModel):
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.LayerList([ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = LayerNorm(config)
-        self.rotary_emb = nn.LayerDict(
-            {kind: ModernBertRotaryEmbedding(config, kind) for kind in (FULL, SLIDING)}
-        )
+        self.rotary_emb = nn.LayerDict({kind: ModernBertRotaryEmbedding(config, kind) for kind in (FULL, SLIDING)})
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
@@ -232,7 +236,7 @@ class ModernBertForMaskedLM(ModernBertPretrainedModel):
         config: The model's configuration. With `tie_word_embeddings` the decoder's weight is the token embedding.
     """
 
-    _keys_to_ignore_on_load_missing = [r"^decoder\.weight$"]
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"^decoder\.weight$"]
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)

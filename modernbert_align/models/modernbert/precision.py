@@ -29,7 +29,5 @@ def rounded(op: Callable[..., paddle.Tensor], *operands: Any, **kwargs: Any) -> 
     """
     if not emulated(operands[0]):
         return op(*operands, **kwargs)
-    wide = (
-        x.astype(paddle.float32) if isinstance(x, paddle.Tensor) and x.dtype in HALF else x for x in operands
-    )
+    wide = (x.astype(paddle.float32) if isinstance(x, paddle.Tensor) and x.dtype in HALF else x for x in operands)
     return op(*wide, **kwargs).astype(operands[0].dtype)

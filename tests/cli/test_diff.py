@@ -1,0 +1,220 @@
+"""`diff` from the command line, on the tiny fixture."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modernbert_align.report.json_report import read_report
+from modernbert_align.report.schema import Report
+
+
+def diff(cli, report_dir, *arguments):
+    code, out, err = cli("diff", "--model", "tiny", "--report-dir", report_dir, "--json", *arguments)
+    assert out, err
+    return code, json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def bf16_report(tmp_path_factory):
+    """The JSON report of a tiny bf16 run, made once through the real console entry."""
+    folder = tmp_path_factory.mktemp("reports")
+    command = [sys.executable, "-m", "modernbert_align", "diff", "--model", "tiny", "--dtype", "bf16"]
+    done = subprocess.run(
+        [*command, "--report-dir", str(folder)], capture_output=True, text=True, check=False, cwd=Path(folder)
+    )
+    assert done.returncode == 0, done.stderr
+    return read_report(folder / "diff-tiny-masked_lm-bf16.json"), folder, done
+
+
+def test_tiny_is_aligned_in_both_precisions(bf16_report):
+    report, _, _ = bf16_report
+    assert report.verdict == "PASS"
+    assert {row.dtype for row in report.rows} == {"fp32", "bf16"}
+    assert {row.status for row in report.rows} == {"pass"}
+    assert all(row.contract for row in report.rows if row.dtype == "fp32" or row.mode == "isolated")
+
+
+def test_every_probe_is_in_every_pass(bf16_report):
+    report, _, _ = bf16_report
+    parts = ("attn_norm", "attn", "mlp_norm", "mlp")
+    layers = [name for i in range(4) for name in (*(f"layers.{i}.{part}" for part in parts), f"layers.{i}")]
+    expected = ["embeddings", *layers, "final_norm", "head", "logits", "output"]
+    for dtype in ("fp32", "bf16"):
+        for mode in ("isolated", "accumulated"):
+            assert [r.probe for r in report.rows if (r.dtype, r.mode) == (dtype, mode)] == expected
+    assert report.coverage.compared == report.coverage.expected == 4 * len(expected)
+    assert report.coverage.weights_compared == report.coverage.weights_expected == 60
+
+
+def test_rounding_happens_where_the_reference_rounds(bf16_report):
+    """Isolated bf16 rows are nearly bit-equal; a rounding in the wrong place would cost three orders of magnitude."""
+    report, _, _ = bf16_report
+    own = {row.probe: row for row in report.rows if row.dtype == "bf16" and row.mode == "isolated"}
+    for name, row in own.items():
+        assert row.mean_abs <= (1e-5 if name.endswith("attn") else 2e-7), (name, row.mean_abs)
+
+
+def test_inputs_have_a_padded_row_and_a_window_that_bites(bf16_report):
+    report, _, _ = bf16_report
+    assert len(report.inputs.lengths) >= 2
+    assert max(report.inputs.lengths) >= 176
+    assert report.inputs.padded
+    assert report.inputs.window_bites
+
+
+def test_report_says_what_is_emulated(bf16_report):
+    report, _, done = bf16_report
+    assert report.execution["fp32"].candidate == "native"
+    assert report.execution["bf16"].candidate == "emulated"
+    assert "emulated" in done.stdout
+
+
+def test_progress_is_on_stderr_and_off_a_terminal_without_colour(bf16_report):
+    _, _, done = bf16_report
+    assert "isolated pass" in done.stderr
+    assert "isolated pass" not in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr.replace("\x1b[0m", "")
+
+
+def test_null_and_pins_are_recorded(bf16_report):
+    report, _, _ = bf16_report
+    assert any(row.null_rel_l2 for row in report.rows if row.probe == "layers.1.attn" and row.mode == "isolated")
+    assert report.environment.pins["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"
+    assert report.engine.version == "0.2.0"
+
+
+def test_both_reports_are_written_and_html_can_be_made_again(bf16_report, cli, tmp_path):
+    _, folder, _ = bf16_report
+    html = folder / "diff-tiny-masked_lm-bf16.html"
+    assert "PASS" in html.read_text()
+    assert cli("report", folder / "diff-tiny-masked_lm-bf16.json", "--report-dir", tmp_path)[0] == 0
+    assert (tmp_path / html.name).read_text() == html.read_text()
+
+
+def test_two_runs_measure_the_same(bf16_report, cli, tmp_path):
+    report, _, _ = bf16_report
+    _, again = diff(cli, tmp_path, "--dtype", "bf16")
+    changing = {"created", "timings_s", "content_sha256", "command", "environment"}
+    one = {k: v for k, v in json.loads(report.model_dump_json()).items() if k not in changing}
+    assert one == {k: v for k, v in again.items() if k not in changing}
+
+
+def test_candidate_folder_is_compared_instead_of_a_fresh_conversion(cli, tmp_path, converted):
+    code, report = diff(cli, tmp_path, "--candidate", str(converted("tiny")))
+    assert code == 0
+    assert report["model"]["candidate"] == str(converted("tiny"))
+
+
+def test_candidate_with_other_weights_fails(cli, tmp_path):
+    import shutil
+
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    config = transformers.ModernBertConfig(**sizes, num_attention_heads=4, local_attention=32, pad_token_id=3)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "other")
+    assert (
+        cli("convert", "--src", "hf", "--dst", "paddle", "--model", tmp_path / "other", "--out", tmp_path / "p")[0] == 0
+    )
+    code, report = diff(cli, tmp_path / "r", "--candidate", str(tmp_path / "p"))
+    assert code == 1
+    assert report["verdict"] == "FAIL"
+    assert len(report["weights"][0]["differences"]) > 10
+    shutil.rmtree(tmp_path / "p")
+
+
+def test_candidate_with_another_config_is_named_in_the_hints(cli, tmp_path, converted):
+    import shutil
+
+    folder = tmp_path / "p"
+    shutil.copytree(converted("tiny"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["norm_eps"] = 1e-3
+    (folder / "config.json").write_text(json.dumps(config))
+    code, report = diff(cli, tmp_path / "r", "--candidate", str(folder))
+    assert code == 1
+    assert any("norm_eps is 0.001" in hint for hint in report["hints"])
+    assert report["first_failing"]["probe"] == "embeddings"
+
+
+def test_base_head_compares_the_encoder_alone(cli, tmp_path):
+    code, report = diff(cli, tmp_path, "--head", "base")
+    assert code == 0
+    assert report["model"]["architecture"] == "ModernBertModel"
+    assert report["rows"][-1]["probe"] == "output"
+    assert not any(row["probe"] in ("head", "logits") for row in report["rows"])
+    assert (tmp_path / "diff-tiny-base-fp32.json").is_file()
+
+
+def test_a_directory_is_judged_noise_aware_by_default(cli, tmp_path, fixture_folder):
+    code, out, _ = cli("diff", "--model", fixture_folder("tiny"), "--report-dir", tmp_path, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["policy"] == "noise-aware"
+    assert report["model"]["fixture"] is None
+
+
+def test_rounding_beyond_the_contract_is_explained_not_passed(cli, tmp_path, monkeypatch):
+    """A contract no implementation can meet: the row says so, and only the noise-aware policy lets it through."""
+    from modernbert_align.core import tolerance
+    from modernbert_align.core.verdict import RUNS
+
+    real = tolerance.load_tolerance
+
+    def strict(dtype):
+        loaded = real(dtype)
+        return loaded.model_copy(update={"contract": loaded.contract.model_copy(update={"mean_abs": 1e-12})})
+
+    monkeypatch.setattr(tolerance, "load_tolerance", strict)
+    assert RUNS["fp32"] == ("fp32",)
+    code, report = diff(cli, tmp_path)
+    assert (code, report["verdict"]) == (1, "EXPLAINED")
+    assert any("rounding" in hint for hint in report["hints"])
+    code, report = diff(cli, tmp_path, "--policy", "noise-aware")
+    assert (code, report["verdict"]) == (0, "EXPLAINED")
+    path = tmp_path / "diff-tiny-masked_lm-fp32.json"
+    assert cli("gate", path)[0] == 1  # the gate does not take the policy from the file
+    assert cli("gate", path, "--policy", "noise-aware")[0] == 0
+
+
+def test_schema_describes_the_report(bf16_report):
+    from modernbert_align.report.json_report import json_schema
+
+    report, _, _ = bf16_report
+    schema = json_schema()
+    assert set(schema["required"]) <= set(Report.model_fields)
+    assert set(json.loads(report.model_dump_json())) == set(schema["properties"])
+
+
+@pytest.mark.parametrize("name", ["nan", "inf"])
+def test_a_reference_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch, name):
+    from modernbert_align.backends import hf
+
+    load = hf.load
+
+    def broken(*args):
+        model = load(*args)
+        model.model.final_norm.register_forward_hook(lambda _m, _i, out: out * float(name))
+        return model
+
+    monkeypatch.setattr(hf, "load", broken)
+    code, report = diff(cli, tmp_path)
+    assert code == 1
+    assert report["first_failing"]["status"] == "nonfinite"
+
+
+def test_help_answers_without_importing_a_framework():
+    code = (
+        "import sys\nfrom modernbert_align.cli import main\nmain(['--help'])\n"
+        "heavy = {'torch', 'paddle', 'transformers', 'numpy', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes" in done.stdout

@@ -1,0 +1,414 @@
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from modernbert_align.core.rows import WeightDifference
+from modernbert_align.errors import UsageError
+from modernbert_align.report.html_report import render_html, write_html
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} `%s` &amp;"
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes and text; every element must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements = []
+        self.open = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "text": "", "parents": list(self.open), **dict(attrs)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1]["tag"] == tag, f"</{tag}> closes <{self.open[-1]['tag']}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, **attributes):
+        return [e for e in self.elements if e["tag"] == tag and all(e.get(k) == v for k, v in attributes.items())]
+
+    def one(self, tag, **attributes):
+        (element,) = self.all(tag, **attributes)
+        return element
+
+    def inside(self, element, tag):
+        return [e for e in self.elements if e["tag"] == tag and any(p is element for p in e["parents"])]
+
+    def of_class(self, name):
+        return [e for e in self.elements if name in (e.get("class") or "").split()]
+
+    @property
+    def title(self):
+        (head,) = self.all("head")
+        (element,) = self.inside(head, "title")
+        return element["text"]
+
+    @property
+    def banner(self):
+        (element,) = self.of_class("banner")
+        return element
+
+    def cells(self, anchor):
+        return [cell["text"] for cell in self.inside(self.one("tr", id=anchor), "td")]
+
+
+def show(report):
+    return Page(render_html(report))
+
+
+def test_it_is_one_page_with_a_language_a_title_and_ordered_headings(make_report):
+    page = show(make_report())
+    assert render_html(make_report()).lstrip().lower().startswith("<!doctype html>")
+    assert page.one("html")["lang"] == "en"
+    assert page.title.startswith("PASS: tiny masked_lm bf16")
+    assert len(page.all("h1")) == 1
+    levels = [int(e["tag"][1]) for e in page.elements if re.fullmatch(r"h[1-6]", e["tag"])]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels)), "no level is skipped"
+    sections = [e["id"] for e in page.all("section")]
+    assert sections == [
+        "first",
+        "charts",
+        "worst",
+        "rows",
+        "weights",
+        "coverage",
+        "thresholds",
+        "execution",
+        "provenance",
+        "again",
+        "glossary",
+    ]
+
+
+def test_ids_are_unique_and_every_link_stays_on_the_page(make_report, broken_attention):
+    page = show(make_report(changes=broken_attention))
+    ids = [e["id"] for e in page.elements if "id" in e]
+    assert len(ids) == len(set(ids))
+    links = [e["href"] for e in page.all("a")]
+    assert len(links) > 10
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+
+
+def test_tables_have_captions_and_header_cells_a_scope(make_report):
+    page = show(make_report())
+    assert len(page.all("table")) > 8
+    assert all(page.inside(table, "caption") for table in page.all("table"))
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    for table in page.all("table", **{"class": "rows"}):
+        head = len([c for c in page.inside(table, "th") if c["scope"] == "col"])
+        for row in page.inside(table, "tr"):
+            if row.get("id"):
+                assert len(page.inside(row, "td")) + 1 == head
+
+
+def test_nothing_is_fetched_and_nothing_runs(make_report, broken_attention):
+    text = render_html(make_report(changes=broken_attention))
+    assert set(re.findall(r"https?://[^\"'\s<]*", text)) == {"http://www.w3.org/2000/svg"}
+    page = Page(text)
+    assert not {e["tag"] for e in page.elements} & {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "form",
+        "base",
+    }
+    assert not [key for e in page.elements for key in e if key.startswith("on")]
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_equal_reports_give_equal_pages(make_report):
+    assert render_html(make_report()) == render_html(make_report())
+
+
+def test_every_row_is_on_the_page_with_its_status_in_words(make_report, broken_attention):
+    report = make_report(changes=broken_attention)
+    page = show(report)
+    shown = [
+        (page.inside(tr, "th")[0]["text"], page.inside(tr, "td")[0]["text"].split()[-1])
+        for tr in page.all("tr")
+        if re.fullmatch(r"(fp32|bf16)-(isolated|accumulated)-\d+", tr.get("id") or "")
+    ]
+    assert shown == [(row.probe, row.status) for row in report.rows]
+
+
+def test_a_pass_says_so_plainly(make_report):
+    page = show(make_report())
+    assert "✓ PASS" in page.banner["text"]
+    assert "0: a gate lets this through" in page.banner["text"]
+    assert "80 of 80 compared: 80 pass" in page.banner["text"]
+    assert "None: no row fails" in page.one("section", id="first")["text"]
+    assert not page.all("b", **{"class": "fail"})
+
+
+def test_a_fail_says_so_and_names_where_to_look(make_report, broken_attention):
+    report = make_report(changes=broken_attention, hints=("compare the window",))
+    page = show(report)
+    assert "✗ FAIL" in page.banner["text"]
+    assert "PASS" not in page.one("h1")["text"]
+    assert "FAIL" in page.banner["class"].split()
+    assert "1: a gate stops here" in page.banner["text"]
+    first = page.one("section", id="first")
+    assert "layers.1.attn" in first["text"]
+    assert "fp32, own error, fail" in first["text"]
+    assert "mean_abs 4.00e-03 exceeds the contract's 1e-05" in first["text"]
+    assert "compare the window" in first["text"]
+    (link,) = page.inside(first, "a")
+    assert "layers.1.attn" in page.one("tr", id=link["href"][1:])["text"]
+    assert page.title.startswith("FAIL: ")
+
+
+def test_only_groups_with_something_wrong_are_open(make_report, broken_attention):
+    page = show(make_report(changes=broken_attention))
+    groups = page.inside(page.one("section", id="rows"), "details")
+    assert ["open" in group for group in groups] == [True, True, False, False]
+
+
+def test_a_row_that_does_not_pass_is_followed_by_why(make_report, broken_attention):
+    page = show(make_report(changes=broken_attention))
+    rows = [e for e in page.all("tr") if e.get("id") or "why" in (e.get("class") or "")]
+    position = next(n for n, row in enumerate(rows) if row.get("id") == "fp32-isolated-7")
+    assert "the most rounding explains" in rows[position + 1]["text"]
+    (cell,) = page.inside(rows[position + 1], "td")
+    assert int(cell["colspan"]) == len(page.cells("fp32-isolated-7")) + 1
+
+
+@pytest.mark.parametrize(("fixture", "exit_code", "words"), [("tiny", 1, "does not accept"), (None, 0, "accepts")])
+def test_an_explained_report_says_what_the_policy_makes_of_it(make_report, fixture, exit_code, words):
+    changes = {("final_norm", "bf16", "accumulated"): {"mean_abs": 1.5e-3}}
+    report = make_report(changes=changes, fixture=fixture)
+    assert (report.verdict, report.exit_code) == ("EXPLAINED", exit_code)
+    page = show(report)
+    assert "≈ EXPLAINED" in page.banner["text"]
+    assert (
+        f"1 row over the contract, by no more than rounding explains; the policy {report.policy} {words}"
+        in (page.banner["text"])
+    )
+    assert "First layer over the contract" in page.one("section", id="first")["text"]
+
+
+def test_what_was_not_compared_never_looks_passed(make_report):
+    report = make_report(changes={("head", "bf16", "accumulated"): None}, needs={"sliding window": False})
+    page = show(report)
+    assert "? NOT_COMPARED" in page.banner["text"]
+    assert "This is not a pass" in page.banner["text"]
+    assert "79 of 80 rows" in page.banner["text"]
+    coverage = page.one("section", id="coverage")["text"]
+    assert "head (bf16, accumulated): there is no record of this probe" in coverage
+    assert "the inputs do not exercise: sliding window" in coverage
+    assert "Nothing is missing" not in coverage
+
+
+def test_a_number_that_does_not_exist_is_a_dash_with_its_reason(make_report):
+    none = dict.fromkeys(
+        ("mean_abs", "max_abs", "rel_l2", "equal_share", "worst_index", "worst_candidate", "worst_reference")
+    )
+    changes = {
+        ("head", "fp32", "isolated"): {"observation": "nonfinite", "reason": "12 values are NaN", **none},
+        ("logits", "fp32", "isolated"): None,
+        ("embeddings", "fp32", "isolated"): {"rel_l2": None},
+    }
+    page = show(make_report(changes=changes))
+    nonfinite = page.cells("fp32-isolated-17")
+    assert nonfinite[0] == "✗ nonfinite"
+    assert [cell for n, cell in enumerate(nonfinite[1:9], 1) if n != 2] == [
+        "— not finite",
+        "— not finite",
+        "— not finite",
+        "— not judged",
+        "— not judged",
+        "— not finite",
+        "— not finite",
+    ]
+    assert "12 values are NaN" in page.one("section", id="rows")["text"]
+    missing = page.cells("fp32-isolated-18")
+    assert missing[0] == "✗ missing"
+    assert missing[1] == missing[3] == "— not seen"
+    assert missing[9] == "— nothing", "PaDiff's opinion"
+    assert page.cells("fp32-isolated-0")[4] == "— not computable"
+    assert page.cells("bf16-accumulated-1")[2] == "— no contract"
+    assert "None" not in page.one("main")["text"].replace("None: no row fails", "")
+
+
+def test_no_cell_is_blank(make_report, broken_attention):
+    page = show(make_report(changes=broken_attention))
+    assert all(cell["text"].strip() for cell in [*page.all("td"), *page.all("th"), *page.all("dd")])
+
+
+def test_zero_and_nearly_equal_are_not_rounded_into_each_other(make_report):
+    changes = {
+        ("embeddings", "fp32", "isolated"): {"mean_abs": 0.0, "equal_share": 1.0},
+        ("layers.0.attn", "fp32", "isolated"): {"mean_abs": 1e-300, "equal_share": 0.999999},
+        ("layers.0.mlp", "fp32", "isolated"): {"equal_share": 0.0},
+        ("layers.1.mlp", "fp32", "isolated"): {"equal_share": 0.000001},
+    }
+    page = show(make_report(changes=changes))
+    assert page.cells("fp32-isolated-0")[1] == "0"
+    assert page.cells("fp32-isolated-0")[7] == "100 %"
+    assert page.cells("fp32-isolated-2")[1] == "1.00e-300"
+    assert page.cells("fp32-isolated-2")[7] == "99.9 %"
+    assert page.cells("fp32-isolated-4")[7] == "0 %"
+    assert page.cells("fp32-isolated-6")[7] != "0 %"
+
+
+def test_the_worst_element_shows_both_values(make_report):
+    page = show(make_report())
+    assert page.cells("fp32-isolated-0")[8] == "[0, 17, 14]: -2.06364655 / -2.06364703"
+
+
+def test_the_noise_ratio_is_said_to_be_missing_once_or_shown(make_report):
+    page = show(make_report())
+    assert page.one("section", id="rows")["text"].count("not measured in this report") == 1
+    assert "noise ratio" not in page.all("table", **{"class": "rows"})[0]["text"]
+    report = make_report()
+    rows = (report.rows[0].model_copy(update={"noise_ratio": 1.25}), *report.rows[1:])
+    page = show(report.model_copy(update={"rows": rows}))
+    assert page.cells("fp32-isolated-0")[-1] == "1.25e+00"
+    assert page.cells("fp32-isolated-1")[-1] == "— not measured"
+    assert "not measured in this report" not in page.one("section", id="rows")["text"]
+
+
+def test_weights_that_differ_are_listed_and_absent_checks_told(make_report):
+    difference = WeightDifference(
+        paddle="layers.1.attn.Wo.weight",
+        hf="layers.1.attn.Wo.weight",
+        probe="layers.1.attn",
+        dtype="fp32",
+        problem="values",
+        differing=4032,
+        elements=4096,
+        max_abs=0.08,
+        looks="transposed",
+    )
+    report = make_report(differences=[difference])
+    page = show(report)
+    weights = page.one("section", id="weights")["text"]
+    assert "✗ FAIL" in page.banner["text"]
+    assert "4032 of 4096" in weights
+    assert "transposed" in weights
+    assert "weights" in page.one("section", id="first")["text"]
+    page = show(report.model_copy(update={"weights": report.weights[:1]}))
+    assert "✗ not compared" in page.one("section", id="weights")["text"]
+
+
+def test_execution_and_provenance_are_stated(make_report):
+    report = make_report()
+    page = show(report)
+    execution = page.one("section", id="execution")["text"]
+    assert "emulated" in execution
+    assert "Not Paddle's own bf16 kernels" in execution
+    provenance = page.one("section", id="provenance")["text"]
+    for expected in (
+        "a" * 64,
+        "b" * 64,
+        "c" * 64,
+        "d" * 64,
+        "torch 2.13.0",
+        "avx2, fma",
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+        "2 threads",
+        "lengths 192, 150",
+        "full_attention, sliding_attention",
+        report.content_sha256,
+    ):
+        assert expected in provenance
+    assert report.command in page.one("section", id="again")["text"]
+    assert "agreed" in page.one("section", id="thresholds")["text"]
+
+
+def test_hostile_text_stays_text_wherever_it_comes_from(make_report):
+    good = make_report()
+    extra = good.rows[0].model_copy(update={"probe": HOSTILE, "observation": "extra", "reason": f"extra {HOSTILE}"})
+    difference = WeightDifference(
+        paddle=HOSTILE, hf=HOSTILE, probe=HOSTILE, dtype="fp32", problem="values", looks=HOSTILE
+    )
+    model = good.model.model_copy(
+        update={
+            "name": HOSTILE,
+            "head": HOSTILE,
+            "revision": HOSTILE,
+            "candidate": HOSTILE,
+            "architecture": HOSTILE,
+            "config": {HOSTILE: HOSTILE, "list": [HOSTILE]},
+            "candidate_config_differences": (HOSTILE,),
+        }
+    )
+    environment = good.environment.model_copy(
+        update={
+            "versions": {HOSTILE: HOSTILE},
+            "pins": {HOSTILE: HOSTILE},
+            "cpu": HOSTILE,
+            "cpu_flags": (HOSTILE,),
+        }
+    )
+    report = make_report(
+        extra=[extra],
+        differences=[difference],
+        model=model,
+        environment=environment,
+        command=HOSTILE,
+        hints=(HOSTILE,),
+        tool_version=HOSTILE,
+        created=HOSTILE,
+        timings_s={HOSTILE: 1.0},
+    )
+    text = render_html(report)
+    assert "<script" not in text
+    assert "<img" not in text
+    page = Page(text)
+    assert not {e["tag"] for e in page.elements} & {"script", "img"}
+    assert not [key for e in page.elements for key in e if key.startswith("on")]
+    for section in ("first", "rows", "weights", "provenance", "again"):
+        assert HOSTILE in page.one("section", id=section)["text"], section
+    assert HOSTILE in page.banner["text"]
+    assert "alert(1)" in page.title
+    assert "49" not in page.one("section", id="again")["text"]
+
+
+def test_a_base_sized_page_stays_under_a_megabyte(make_report):
+    report = make_report(layers=22)
+    assert len(report.rows) == 460
+    assert 200_000 < len(render_html(report).encode()) < 1_000_000
+
+
+def test_a_base_sized_page_on_which_everything_fails_does_too(make_report):
+    report = make_report(layers=22)
+    changes = {(r.probe, r.dtype, r.mode): {"mean_abs": 0.5, "rel_l2": 0.9} for r in report.rows}
+    text = render_html(make_report(layers=22, changes=changes))
+    assert text.count("✗ fail") > 460
+    assert len(text.encode()) < 1_000_000
+
+
+def test_the_file_is_the_page(make_report, tmp_path):
+    path = tmp_path / "reports" / "page.html"
+    write_html(make_report(), path)
+    assert path.read_text(encoding="utf-8") == render_html(make_report())
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_page_that_cannot_be_written_is_the_users_to_fix(make_report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        write_html(make_report(), tmp_path / "file" / "page.html")
