@@ -129,15 +129,18 @@ def gate(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(help="A JSON report written by diff.", metavar="REPORT.json")],
+    path: Annotated[
+        Path | None, typer.Argument(help="A JSON report written by diff.", metavar="REPORT.json", show_default=False)
+    ] = None,
     report_dir: Annotated[
         Path | None, typer.Option(help="Where the HTML page goes. Default: beside the report.")
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reports instead.")] = False,
 ) -> None:
     """Make the HTML page from a JSON report again."""
     from modernbert_align.commands import report as command
 
-    raise typer.Exit(command.run(path=path, report_dir=report_dir))
+    raise typer.Exit(command.run(path=path, report_dir=report_dir, schema=schema))
 
 
 @app.command()

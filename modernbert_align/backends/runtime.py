@@ -7,6 +7,7 @@ machine has less, the pin does nothing.) The number of threads was measured to m
 
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def pin() -> None:
     """
     for name, value in _PINS.items():
         os.environ.setdefault(name, value)
+    for noise in ("No ccache found", "Setuptools is replacing distutils"):  # said on import, no use to anyone here
+        warnings.filterwarnings("ignore", message=noise)
 
 
 def cpu_model() -> str:

@@ -56,7 +56,7 @@ def print_report(report: Report, console: "Console") -> None:
             "own" if row.mode == "isolated" else "end-to-end",
             Text(row.probe),
             _number(row.mean_abs),
-            _number(row.contract_limit, "0e"),
+            _number(row.contract_limit, ".0e"),
             _number(row.max_abs),
             "-" if row.null_ratio is None else f"{row.null_ratio:.2f}",
             Text(
@@ -87,10 +87,11 @@ def print_report(report: Report, console: "Console") -> None:
     console.print(
         Text.assemble(
             (report.verdict, STYLES[report.verdict]),
-            f"  {report.model.name} {report.model.head} {report.dtype}, policy {report.policy}, exit {report.exit_code}",
+            f"  {report.model.name} {report.model.head} {report.dtype}, "
+            f"policy {report.policy}, exit {report.exit_code}",
         )
     )
 
 
 def _number(value: float | None, spec: str = ".1e") -> str:
-    return "-" if value is None else format(value, "." + spec if spec == "0e" else spec)
+    return "-" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""Small checkpoints whose elements are all different, made from the table and written by the safetensors library."""
+"""Small checkpoints whose elements are all different, made from the table and written by the library."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -51,13 +51,13 @@ NUMPY = {
     "U16": np.dtype(np.uint16),
     "I64": np.dtype(np.int64),
 }
-# First bit pattern and step: distinct finite values of both signs, with low bits that rounding has to deal with.
+# First bit pattern and step: distinct finite values of both signs, with low bits that a cast has to round.
 _PATTERNS = {
     "F64": (0x3F00_0000_0000_0000, 0x0000_1234_5678_9ABD),
     "F32": (0x3C00_0000, 0x1235),
     "F16": (0x1400, 1),
-    "BF16": (0x3000, 1),
-    "U16": (0x3000, 1),
+    "BF16": (0x3C00, 1),
+    "U16": (0x3C00, 1),
     "I64": (1, 1),
 }
 

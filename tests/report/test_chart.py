@@ -36,7 +36,7 @@ def test_the_users_matplotlib_settings_do_not_show(make_report):
     import matplotlib
 
     plain = error_chart_svg(make_report(), "fp32")
-    with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.fonttype": "path", "axes.linewidth": 9, "legend.fontsize": 31}):
         assert error_chart_svg(make_report(), "fp32") == plain
 
 

@@ -1,0 +1,114 @@
+"""The numbers that decide: what is shipped, where it applies, and what is refused."""
+
+import copy
+import math
+
+import pytest
+
+from modernbert_align.core import tolerance as module
+from modernbert_align.core.probes import load_probes
+from modernbert_align.core.resources import configs_dir, read_toml
+from modernbert_align.core.tolerance import Tolerance, load_tolerance, load_tolerances
+from modernbert_align.errors import TableError
+
+FIXTURES = {"tiny", "tiny-sensitive", "base", "large"}
+
+
+@pytest.fixture
+def document():
+    raw, _ = read_toml(configs_dir() / "tolerances" / "fp32.toml")
+    return copy.deepcopy(raw)
+
+
+def test_the_contract_is_what_was_agreed():
+    assert load_tolerance("fp32").contract.mean_abs == 1e-5
+    assert load_tolerance("bf16").contract.mean_abs == 1e-3
+
+
+def test_unit_roundoffs_are_those_of_the_formats():
+    fp32, bf16 = load_tolerance("fp32"), load_tolerance("bf16")
+    assert fp32.unit_roundoff == fp32.accumulator_roundoff == 2.0**-24
+    assert bf16.unit_roundoff == 2.0**-8
+    assert bf16.accumulator_roundoff == 2.0**-24
+
+
+def test_every_number_says_where_it_comes_from():
+    for tolerance in load_tolerances(("fp32", "bf16")).values():
+        assert min(len(part.origin) for part in (tolerance.contract, tolerance.noise, tolerance.direct)) > 10
+
+
+def test_the_fp32_contract_covers_every_probe_of_every_fixture():
+    contract = load_tolerance("fp32").contract
+    for mode in ("isolated", "accumulated"):
+        assert set(contract.scope(mode).fixtures) == FIXTURES
+        assert contract.scope(mode).covers("layers.{i}.attn")
+
+
+def test_the_bf16_contract_covers_what_an_implementation_can_meet(tiny_config):
+    contract = load_tolerance("bf16").contract
+    assert set(contract.scope("isolated").fixtures) == FIXTURES
+    assert set(contract.scope("accumulated").fixtures) == {"tiny", "base"}
+    patterns = {probe.pattern for probe in load_probes(tiny_config(), "masked_lm", "model.")}
+    assert {p for p in patterns if contract.scope("isolated").covers(p)} == patterns
+    covered = {p for p in patterns if contract.scope("accumulated").covers(p)}
+    assert covered == {"embeddings", "layers.{i}", "final_norm"}
+
+
+def test_scopes_are_patterns_and_not_prefixes():
+    scope = load_tolerance("bf16").contract.scope("accumulated")
+    assert scope.covers("layers.{i}")
+    assert not scope.covers("layers.{i}.attn")
+    assert not scope.covers("layers.0")
+    assert not scope.covers("")
+
+
+def test_the_floor_is_one_rounding_and_that_of_a_sum(document):
+    tolerance = Tolerance.model_validate(document | {"unit_roundoff": 0.25, "accumulator_roundoff": 0.01})
+    assert tolerance.floor(16) == 0.25 + 0.04
+    assert load_tolerance("bf16").floor(768) == pytest.approx(2**-8 + 2**-24 * math.sqrt(768), rel=1e-12)
+    assert load_tolerance("fp32").floor(2304) == pytest.approx(2**-24 * 49, rel=1e-12)
+
+
+def test_tolerances_are_loaded_by_dtype():
+    loaded = load_tolerances(("fp32", "bf16"))
+    assert {dtype: tolerance.dtype for dtype, tolerance in loaded.items()} == {"fp32": "fp32", "bf16": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("unit_roundoff", 0),
+        ("accumulator_roundoff", -1e-8),
+        ("contract.mean_abs", 0),
+        ("contract.origin", ""),
+        ("contract.max_abs", 1e-3),
+        ("contract.isolated.heads", ["base"]),
+        ("noise.factor", 0),
+        ("direct.factor", -2),
+        ("direct.origin", ""),
+        ("dtype", "fp8"),
+        ("rescue", True),
+    ],
+)
+def test_a_wrong_or_unknown_entry_is_refused_by_name(document, tmp_path, monkeypatch, path, value):
+    *parents, key = path.split(".")
+    (tmp_path / "tolerances").mkdir()
+    (tmp_path / "tolerances" / "fp32.toml").touch()
+    monkeypatch.setattr(module, "configs_dir", lambda: tmp_path)
+    monkeypatch.setattr(module, "read_toml", lambda _path: (document, "digest"))
+    assert load_tolerance("fp32").contract.mean_abs == 1e-5
+    place = document
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    with pytest.raises(TableError) as refused:
+        load_tolerance("fp32")
+    assert refused.value.message.startswith(f"`fp32.toml`: {path}: ")
+
+
+@pytest.mark.parametrize("path", ["contract", "direct", "noise", "unit_roundoff"])
+def test_a_missing_entry_is_refused_by_name(document, monkeypatch, path):
+    monkeypatch.setattr(module, "read_toml", lambda _path: (document, "digest"))
+    del document[path]
+    with pytest.raises(TableError, match=f"`fp32.toml`: {path}: "):
+        load_tolerance("fp32")
