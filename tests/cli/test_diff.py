@@ -218,3 +218,41 @@ def test_help_answers_without_importing_a_framework():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=False)
     assert done.returncode == 0, done.stderr
     assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "shards"])
+def test_other_ways_to_store_a_checkpoint_align_too(cli, tmp_path, fixture_folder, stored):
+    import torch
+    import transformers
+
+    half = {} if stored == "shards" else {"dtype": getattr(torch, stored)}
+    model = transformers.AutoModelForMaskedLM.from_pretrained(fixture_folder("tiny"), **half)
+    model.save_pretrained(tmp_path / "source", max_shard_size="200KB" if stored == "shards" else "1GB")
+    assert len(list((tmp_path / "source").glob("*.safetensors"))) == (4 if stored == "shards" else 1)
+    code, out, _ = cli("diff", "--model", tmp_path / "source", "--dtype", "bf16", "--report-dir", tmp_path / "r")
+    assert code == 0, out
+
+
+def test_config_in_the_old_spelling_aligns_too(cli, tmp_path, fixture_folder):
+    import shutil
+
+    folder = tmp_path / "source"
+    shutil.copytree(fixture_folder("tiny-sensitive"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "dtype", "transformers_version"):
+        del config[key]
+    config |= {
+        "torch_dtype": "float32",
+        "global_rope_theta": 70000.0,
+        "local_rope_theta": 300.0,
+        "global_attn_every_n_layers": 2,
+        "reference_compile": False,
+        "transformers_version": "4.48.0",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    code, out, _ = cli("diff", "--model", folder, "--report-dir", tmp_path / "r", "--json")
+    assert code == 0, out
+    resolved = json.loads(out)["model"]["config"]
+    assert resolved["sliding_rope_theta"] == 300.0
+    assert resolved["layer_types"][:2] == ["full_attention", "sliding_attention"]
+    assert resolved["layer_types"][2] == "full_attention"
