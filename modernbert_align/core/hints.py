@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from modernbert_align.core.rows import WeightCheck
 from modernbert_align.core.verdict import Failing, Judgement
+from modernbert_align.errors import EXIT_ALIGNED
 
 _BY_KIND = {
     "embeddings": "compare the token table, `norm_eps`, and whether padding ids are looked up like any other token",
@@ -33,9 +34,8 @@ def hints(judgement: Judgement, weights: Sequence[WeightCheck], config_differenc
     found += [f"the candidate's config.json differs: {difference}" for difference in config_differences]
     first = judgement.first_failing
     if judgement.verdict == "EXPLAINED":
-        found.append(
-            "the contract is exceeded but not what rounding explains; with --policy noise-aware this exits with 0"
-        )
+        accepts = "" if judgement.exit_code == EXIT_ALIGNED else "; --policy noise-aware accepts that"
+        found.append(f"the contract is exceeded by no more than rounding explains{accepts}")
     elif first is not None and first.probe:
         found.append(f"{first.probe}: {_BY_KIND[_kind(first)]}")
     return tuple(found)

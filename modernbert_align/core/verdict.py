@@ -273,10 +273,10 @@ def explain(row: Row) -> str:
         return row.reason
     parts = []
     if "contract" in row.failed:
-        parts.append(f"mean_abs {row.mean_abs:.2e} exceeds the contract's {row.contract_limit:.0e}")
+        parts.append(f"mean_abs {row.mean_abs:.4e} exceeds the contract's {row.contract_limit:.0e}")
     if "direct" in row.failed:
-        shown = "cannot be computed" if row.rel_l2 is None else f"{row.rel_l2:.2e}"
-        parts.append(f"rel_l2 {shown} exceeds {row.direct_limit:.2e}, the most rounding explains")
+        shown = "cannot be computed" if row.rel_l2 is None else f"{row.rel_l2:.4e}"
+        parts.append(f"rel_l2 {shown} exceeds {row.direct_limit:.4e}, the most rounding explains")
     if row.status == "explained":
         parts.append("but is within what rounding explains")
     return ", ".join(parts)

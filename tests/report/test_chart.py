@@ -128,10 +128,17 @@ def test_an_explained_row_is_marked_but_not_as_failing(make_report):
 
 
 def test_limits_are_named_and_marks_outside_the_contract_are_hollow(make_report):
-    svg = error_chart_svg(make_report(), "bf16")
+    report = make_report()
+    svg = error_chart_svg(report, "bf16")
     assert "contract limit 1e-3" in words(svg)
     assert any(text.startswith("rounding limit ") for text in words(svg))
     assert "hollow: contract does not apply" in words(svg)
+    hollow = [
+        use
+        for use in ET.fromstring(svg).iter(f"{SVG}use")
+        if "fill-opacity: 0; stroke: var(--end" in use.get("style", "")
+    ]
+    assert len(hollow) == sum(row.dtype == "bf16" and not row.contract for row in report.rows) == 15
     assert "hollow: contract does not apply" not in words(error_chart_svg(make_report(), "fp32"))
 
 

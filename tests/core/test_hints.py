@@ -1,0 +1,102 @@
+"""What a failing comparison suggests to look at first."""
+
+import pytest
+
+from modernbert_align.core.hints import hints
+from modernbert_align.core.probes import load_probes
+from modernbert_align.core.rows import WeightCheck, WeightDifference
+from modernbert_align.core.verdict import Coverage, Failing, Judgement
+
+NOTHING = Coverage(expected=0, compared=0, weights_expected=0, weights_compared=0, missing=())
+
+
+def judgement(verdict="FAIL", probe=None):
+    first = None
+    if probe is not None:
+        first = Failing(probe=probe, dtype="fp32", mode="isolated", status="fail", detail="d")
+    return Judgement(rows=(), verdict=verdict, exit_code=1, coverage=NOTHING, first_failing=first)
+
+
+def weight(name, **changes):
+    values = {"paddle": name, "hf": name, "probe": "layers.0.attn", "dtype": "fp32", "problem": "values"}
+    return WeightDifference(**(values | changes))
+
+
+def checked(*differences, dtype="fp32"):
+    return WeightCheck(dtype=dtype, expected=9, compared=9, differences=differences)
+
+
+@pytest.mark.parametrize(
+    ("probe", "word"),
+    [
+        ("embeddings", "token table"),
+        ("layers.7.attn_norm", "layer 0 has no attention norm"),
+        ("layers.11.attn", "local_attention // 2"),
+        ("layers.0.mlp_norm", "residual after the attention"),
+        ("layers.3.mlp", "which half of Wi"),
+        ("layers.3", "residuals add them up"),
+        ("final_norm", "order of the layers"),
+        ("head", "norm(act(dense(x)))"),
+        ("logits", "tied decoder"),
+        ("output", "what forward() returns"),
+    ],
+)
+def test_each_probe_has_its_own_advice(probe, word):
+    (text,) = hints(judgement(probe=probe), [], [])
+    assert text.startswith(f"{probe}: ")
+    assert word in text
+
+
+def test_every_probe_of_a_model_has_advice(tiny_config):
+    found = {
+        probe.pattern: hints(judgement(probe=probe.name), [], [])[0].removeprefix(probe.name)
+        for probe in load_probes(tiny_config(), "masked_lm", "model.")
+    }
+    assert len(set(found.values())) == len(found) == 10
+
+
+@pytest.mark.parametrize("probe", ["layers.0.rotary", "layers.2.attn_weights", "pooler", "layers.x"])
+def test_a_probe_that_nobody_expected_still_gets_advice(probe):
+    (text,) = hints(judgement(probe=probe), [], [])
+    assert text.startswith(f"{probe}: ")
+
+
+def test_a_pass_needs_no_advice():
+    assert hints(judgement("PASS"), [checked()], []) == ()
+
+
+def test_a_failure_without_a_place_gives_no_advice():
+    assert hints(judgement("NOT_COMPARED", probe=""), [], []) == ()
+
+
+def test_an_explained_overrun_points_at_the_policy():
+    (text,) = hints(judgement("EXPLAINED", probe="layers.1"), [], [])
+    assert "--policy noise-aware" in text
+    assert "exits with 0" in text
+
+
+def test_differing_weights_come_before_everything_else():
+    looks = "it is the reference's weight without the transpose"
+    found = hints(judgement(probe="layers.0.attn"), [checked(weight("a.weight", looks=looks))], ["norm_eps: 1 and 2"])
+    assert found[0] == f"weight `a.weight` (fp32): {looks}"
+    assert found[1] == "the candidate's config.json differs: norm_eps: 1 and 2"
+    assert found[2].startswith("layers.0.attn: ")
+
+
+def test_a_weight_without_an_obvious_mistake_is_described_in_figures():
+    found = hints(judgement(probe="head"), [checked(weight("a.weight", differing=3, elements=64))], [])
+    assert found[0] == "weight `a.weight` (fp32): 3 of 64 elements differ"
+
+
+def test_a_weight_that_only_the_reference_has_is_named():
+    found = hints(judgement(probe="head"), [checked(weight("", hf="b.weight", looks="only there"))], [])
+    assert found[0] == "weight `b.weight` (fp32): only there"
+
+
+def test_three_weights_are_named_and_the_rest_counted():
+    many = [weight(f"w{i}", looks=f"looks {i}") for i in range(5)]
+    found = hints(judgement(probe="head"), [checked(*many), checked(many[0], dtype="bf16")], [])
+    assert found[:3] == tuple(f"weight `w{i}` (fp32): looks {i}" for i in range(3))
+    assert found[3] == "2 more weights differ (fp32)"
+    assert found[4] == "weight `w0` (bf16): looks 0"
+    assert len(hints(judgement(probe="head"), [checked(*many[:3])], [])) == 4
