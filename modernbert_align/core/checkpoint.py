@@ -88,7 +88,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"the header of `{path}` cannot be read: {error}", hint=hint) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of `{path}` is not an object", hint=hint)
-    metadata = header.pop("__metadata__", {}) or {}
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"the header of `{path}` is malformed", hint=hint)
     tensors: dict[str, TensorInfo] = {}
     position = 0
     try:
@@ -99,10 +101,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             info = TensorInfo(
                 name=name,
                 dtype=entry["dtype"],
-                shape=tuple(int(n) for n in entry["shape"]),
+                shape=tuple(entry["shape"]),
                 path=path,
                 offset=8 + length + start,
             )
+            if any(type(n) is not int or n < 0 for n in info.shape):
+                raise ValueError(name)
             if start != position or end - start != info.size_bytes:
                 raise CheckpointError(f"`{name}` in `{path}` does not fill its place in the file", hint=hint)
             position = end

@@ -139,7 +139,8 @@ def convert(request: Request, table: Table, out: Path, *, force: bool, progress:
 def _manifest(request: Request, plan: Plan, table: Table) -> Manifest:
     widths = [(item.source_dtype, item.target_dtype) for item in plan.items]
     widening = {("F16", "F32"), ("BF16", "F32"), ("F32", "F64"), ("F16", "F64"), ("BF16", "F64")}
-    sources = (request.folder / "config.json", *plan.checkpoint.files)
+    carried = (request.folder / name for name in table.carried_files)
+    sources = (request.folder / "config.json", *plan.checkpoint.files, *(path for path in carried if path.is_file()))
     return Manifest(
         src=request.src,
         dst=request.dst,
@@ -211,16 +212,21 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         partial.chmod(0o777 & ~mask)
         yield partial
         old = None
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
-            out.rename(old / out.name)
-        partial.rename(out)
+        try:
+            if out.exists():
+                old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
+                out.rename(old / out.name)
+            partial.rename(out)
+        except BaseException:
+            if old is not None:
+                if not out.exists():
+                    (old / out.name).rename(out)
+                old.rmdir()
+            raise
         if old is not None:
             shutil.rmtree(old)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write `{out}`: {error.strerror or error}", hint="check free space and permissions"
-        ) from None
+        raise CheckpointError(f"cannot make `{out}`: {error}", hint="check free space and permissions") from None
     finally:
         if partial.exists():
             shutil.rmtree(partial)

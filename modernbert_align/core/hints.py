@@ -45,4 +45,5 @@ def _kind(first: Failing) -> str:
     parts = first.probe.split(".")
     if parts[0] != "layers":
         return parts[0] if parts[0] in _BY_KIND else "output"
-    return parts[2] if len(parts) > 2 else "layer"
+    kind = parts[2] if len(parts) > 2 else "layer"
+    return kind if kind in _BY_KIND else "output"

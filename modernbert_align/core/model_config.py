@@ -8,6 +8,7 @@ Source: transformers 5.23.0, models/modernbert/configuration_modernbert.py; 4.55
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -117,6 +118,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
     if "pad_token_id" in raw:  # null is a value here: no padding row
         values["pad_token_id"] = raw["pad_token_id"]
     _check_kinds(values, where)
+    values.update({key: int(values[key]) for key in _INTEGERS if key in values})
     for key in ("hidden_activation", "classifier_activation"):
         _one_of(values, key, ACTIVATIONS, where)
     _one_of(values, "classifier_pooling", POOLINGS, where)
@@ -165,12 +167,14 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 def _check_kinds(values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in _INTEGERS and not (number and value == int(value) and value > 0):
+        if key in _INTEGERS and not (number and math.isfinite(value) and value == int(value) and value > 0):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a positive integer")
         if key in _FLAGS and not isinstance(value, bool):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not true or false")
         if key in _FLOATS and not (number and value >= 0):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a number >= 0")
+        if key == "pad_token_id" and not (value is None or type(value) is int):
+            raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not an integer or null")
 
 
 def _one_of(values: Mapping[str, Any], key: str, allowed: tuple[str, ...], where: str) -> None:
@@ -187,6 +191,8 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int, where: str) -> tuple[s
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ConfigError(f"`global_attn_every_n_layers` is `{every!r}` in `{where}`, not a positive integer")
         return tuple(SLIDING if i % every else FULL for i in range(num_layers))
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f"`layer_types` is `{given!r}` in `{where}`, not a list")
     if len(given) != num_layers:
         raise ConfigError(f"`layer_types` has {len(given)} entries in `{where}`, `num_hidden_layers` is {num_layers}")
     for kind in given:
@@ -204,9 +210,14 @@ def _rope_thetas(raw: Mapping[str, Any], where: str) -> dict[str, float]:
     full = raw.get("global_rope_theta", DEFAULT_THETA[FULL])
     sliding = raw.get("local_rope_theta", DEFAULT_THETA[SLIDING])
     thetas = {FULL: full, SLIDING: full if sliding is None else sliding}  # v4: null means the global base
-    for kind, parameters in (raw.get("rope_parameters") or {}).items():
+    given = raw.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"`rope_parameters` is `{given!r}` in `{where}`, not an object")
+    for kind, parameters in given.items():
         if kind not in thetas:
             raise ConfigError(f"`rope_parameters.{kind}` in `{where}` is not supported")
+        if not isinstance(parameters, Mapping | None):
+            raise ConfigError(f"`rope_parameters.{kind}` is `{parameters!r}` in `{where}`, not an object")
         extra = sorted(set(parameters or {}) - {"rope_type", "rope_theta"})
         if extra:
             raise ConfigError(f"`rope_parameters.{kind}.{extra[0]}` in `{where}` is not supported")
@@ -218,6 +229,6 @@ def _rope_thetas(raw: Mapping[str, Any], where: str) -> dict[str, float]:
             )
         thetas[kind] = (parameters or {}).get("rope_theta", thetas[kind])
     for kind, theta in thetas.items():
-        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
             raise ConfigError(f"the RoPE base of {kind} layers is `{theta!r}` in `{where}`, not a positive number")
     return {kind: float(theta) for kind, theta in thetas.items()}

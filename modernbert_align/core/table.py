@@ -190,6 +190,7 @@ class Table:
                 entries += self._layers(layered, config, prefix)
                 layered = []
             entries.append(self._entry(row, config, prefix if row in body else "", prefix, 0))
+        entries += self._layers(layered, config, prefix)
         for side in ("hf", "paddle"):
             twice = [name for name, n in Counter(e.name(side) for e in entries).items() if n > 1]
             if twice:

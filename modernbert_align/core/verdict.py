@@ -8,6 +8,7 @@
 Judging needs records and installed tolerances only, so a saved report can be judged again.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,12 @@ def judge(
         for probe in expectation.probes
     ]
     rows += [
-        _row(record, status="extra", contract=False, failed=("hygiene",))
+        _row(
+            record.model_copy(update={"reason": record.reason or "nothing of this name was expected"}),
+            status="extra",
+            contract=False,
+            failed=("hygiene",),
+        )
         for key, record in found.items()
         if key not in known
     ]
@@ -169,6 +175,10 @@ def _judge_row(
     if record.mean_abs is None or not record.elements:
         record = record.model_copy(update={"observation": "missing", "reason": "nothing was measured"})
         return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
+    measured = (record.mean_abs, record.max_abs, record.rel_l2, record.null_rel_l2)
+    if any(number is not None and not math.isfinite(number) for number in measured):
+        unusable = record.model_copy(update={"reason": "a measured number is not finite"})
+        return _row(unusable, status="nonfinite", contract=contract, contract_limit=limit, failed=("hygiene",))
     null = max(record.null_rel_l2 or 0.0, tolerance.floor(probe.fan_in))
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
@@ -191,7 +201,9 @@ def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
     """Rounding explains an accumulated overrun only if no part of the model is wrong by itself."""
     broken = {row.dtype for row in rows if row.mode == "isolated" and row.status not in ("pass", "explained")}
     return [
-        row.model_copy(update={"status": "fail"}) if row.status == "explained" and row.dtype in broken else row
+        row.model_copy(update={"status": "fail"})
+        if row.status == "explained" and row.mode == "accumulated" and row.dtype in broken
+        else row
         for row in rows
     ]
 
@@ -233,29 +245,27 @@ def _first_failing(
     """Where the error enters: the earliest probe wrong by itself; failing that, the earliest wrong end to end."""
     order = {probe.name: n for n, probe in enumerate(expectation.probes)}
     last = len(order)
-    for dtype in expectation.dtypes:
-        bad = [row for row in rows if row.dtype == dtype and row.status != "pass"]
-        own = [
-            Failing(probe=row.probe, dtype=dtype, mode=row.mode, status=row.status, detail=explain(row))
-            for row in bad
-            if row.mode == "isolated" and row.status not in ("explained", "missing")
-        ]
-        own += [
-            Failing(
-                probe=d.probe, dtype=dtype, mode=None, status="weights", detail=f"`{d.paddle}`: {d.problem} {d.looks}"
-            )
-            for check in weights
-            if check.dtype == dtype
-            for d in check.differences
-        ]
-        for group in (
-            own,
-            [_failing(row) for row in bad if row.status not in ("explained", "missing")],
-            [_failing(row) for row in bad if row.status == "missing"],
-            [_failing(row) for row in bad],
-        ):
-            if group:
-                return min(group, key=lambda f: order.get(f.probe, last))
+    dtypes = (*expectation.dtypes, *sorted({row.dtype for row in rows} - set(expectation.dtypes)))
+    bad = [row for row in rows if row.status != "pass"]
+    failed = [row for row in bad if row.status not in ("explained", "missing")]
+    differing = [
+        Failing(
+            probe=d.probe, dtype=d.dtype, mode=None, status="weights", detail=f"`{d.paddle}`: {d.problem} {d.looks}"
+        )
+        for check in weights
+        for d in check.differences
+    ]
+    own = [_failing(row) for row in failed if row.mode == "isolated"] + differing
+    for groups in (
+        (own, [_failing(row) for row in failed]),
+        ([_failing(row) for row in bad if row.status == "missing"],),
+        ([_failing(row) for row in bad],),
+    ):
+        for dtype in dtypes:
+            for group in groups:
+                here = [failing for failing in group if failing.dtype == dtype]
+                if here:
+                    return min(here, key=lambda f: order.get(f.probe, last))
     if coverage.missing:
         return Failing(probe="", dtype=expectation.dtypes[0], mode=None, status="missing", detail=coverage.missing[0])
     return None

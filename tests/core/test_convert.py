@@ -28,7 +28,7 @@ EMBEDDING = "model.embeddings.tok_embeddings.weight"
 SWITCHES = ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias", "decoder_bias", "tie_word_embeddings")
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a progress callback."""
 
 
@@ -286,6 +286,13 @@ def test_config_keys_that_only_paddle_writes_are_left_out_for_hugging_face():
     assert "paddlenlp_version" in raw
 
 
+def test_the_config_is_written_as_transformers_writes_it(source, asking, tmp_path):
+    (source.folder / "config.json").write_text(json.dumps(dict(reversed(source.config.items()))))
+    run(asking(source.folder), tmp_path / "paddle")
+    expected = json.dumps(source.config, indent=2, sort_keys=True) + "\n"
+    assert (tmp_path / "paddle" / "config.json").read_text() == expected
+
+
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_a_cast_is_written_under_the_key_the_config_uses(key):
     raw = {"model_type": "modernbert", key: "float32"}
@@ -532,7 +539,7 @@ def test_missing_parents_of_the_output_are_made(source, asking, tmp_path):
 
 def test_a_parent_that_is_a_file_is_refused(source, asking, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match="cannot write to `.*file`") as refused:
+    with pytest.raises(CheckpointError, match=r"cannot write to `.*file`") as refused:
         run(asking(source.folder), tmp_path / "file" / "paddle")
     assert "choose another --out" in refused.value.hint
 
@@ -540,7 +547,7 @@ def test_a_parent_that_is_a_file_is_refused(source, asking, tmp_path):
 # --- all or nothing ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop, SystemExit])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StopError, SystemExit])
 @pytest.mark.parametrize("after", [1, 10, 23])
 def test_an_interrupted_conversion_leaves_nothing(source, asking, tmp_path, snapshot, error, after):
     (tmp_path / "out").mkdir()
@@ -559,7 +566,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, asking, tmp_path, snap
     assert snapshot(tmp_path / "out") == {}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StopError])
 def test_an_interrupted_replacement_keeps_the_old_conversion(source, asking, tmp_path, snapshot, error):
     (tmp_path / "out").mkdir()
     run(asking(source.folder), tmp_path / "out" / "paddle")
@@ -604,7 +611,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(source, asking, tmp_path, snapsh
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint_module.os, "fsync", full)
-    with pytest.raises(CheckpointError, match="cannot write `.*paddle`: No space left on device") as refused:
+    with pytest.raises(CheckpointError, match=r"cannot make `.*paddle`: .*No space left on device") as refused:
         run(asking(source.folder), tmp_path / "out" / "paddle")
     assert "free space" in refused.value.hint
     assert snapshot(tmp_path / "out") == {}
@@ -634,7 +641,7 @@ def test_a_file_that_shrinks_while_it_is_read_leaves_nothing(source, asking, tmp
         content = (source.folder / WEIGHTS).read_bytes()
         (source.folder / WEIGHTS).write_bytes(content[: len(content) // 2])
 
-    with pytest.raises(CheckpointError, match="ended while `.*` was read"):
+    with pytest.raises(CheckpointError, match=r"ended while `.*` was read"):
         run(asking(source.folder), tmp_path / "out" / "paddle", progress=shrink)
     assert snapshot(tmp_path / "out") == {}
 

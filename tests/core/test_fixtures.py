@@ -19,7 +19,6 @@ from modernbert_align.core.fixtures import (
 from modernbert_align.core.model_config import FULL, SLIDING, ModelConfig, parse_config
 from modernbert_align.errors import TableError, UsageError
 
-
 # Reports are compared between machines and over time: the inputs must not drift with a numpy release.
 TINY_IDS = [435, 326, 262, 138, 158, 21]
 TINY_SHA256 = "ba328eda08081746fc248f12f04096c4214f95a70f987b3597bde5d18740e8bd"

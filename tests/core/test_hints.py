@@ -1,5 +1,7 @@
 """What a failing comparison suggests to look at first."""
 
+from dataclasses import replace
+
 import pytest
 
 from modernbert_align.core.hints import hints
@@ -69,10 +71,12 @@ def test_a_failure_without_a_place_gives_no_advice():
     assert hints(judgement("NOT_COMPARED", probe=""), [], []) == ()
 
 
-def test_an_explained_overrun_points_at_the_policy():
-    (text,) = hints(judgement("EXPLAINED", probe="layers.1"), [], [])
-    assert "--policy noise-aware" in text
-    assert "exits with 0" in text
+@pytest.mark.parametrize(("exit_code", "mentioned"), [(1, True), (0, False)])
+def test_an_explained_overrun_points_at_the_policy_that_accepts_it(exit_code, mentioned):
+    explained = replace(judgement("EXPLAINED", probe="layers.1"), exit_code=exit_code)
+    (text,) = hints(explained, [], [])
+    assert "no more than rounding explains" in text
+    assert ("--policy noise-aware" in text) is mentioned
 
 
 def test_differing_weights_come_before_everything_else():

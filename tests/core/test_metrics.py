@@ -123,6 +123,16 @@ def test_the_worst_index_is_that_of_the_whole_tensor(place, size, monkeypatch):
         assert (found.worst_candidate, found.worst_reference, found.max_abs) == (-2.0, 0.0, 2.0)
 
 
+@pytest.mark.parametrize("size", [1, 3, 1 << 21])
+def test_of_equally_large_errors_the_first_is_named(size, monkeypatch):
+    monkeypatch.setattr(module, "_SLICE", size)
+    reference = np.zeros((2, 4, 3), np.float32)
+    candidate = reference.copy()
+    candidate[0, 1, 2] = candidate[0, 3, 0] = candidate[1, 0, 0] = 2.0
+    assert measure(candidate, reference, None).worst_index == (0, 1, 2)
+    assert measure(candidate, reference, np.ones((2, 4), bool)).worst_index == (0, 1, 2)
+
+
 def test_a_tensor_that_is_not_batch_by_seq_is_compared_whole():
     reference = np.ones((5, 4), np.float32)
     candidate = reference.copy()

@@ -34,7 +34,8 @@ def test_an_empty_config_means_the_published_base():
     assert (config.head_dim, config.half_window) == (64, 64)
     assert config.tie_word_embeddings
     assert config.decoder_bias
-    assert not (config.norm_bias or config.attention_bias or config.mlp_bias or config.classifier_bias)
+    biases = (config.norm_bias, config.attention_bias, config.mlp_bias, config.classifier_bias)
+    assert biases == (False,) * 4
 
 
 def test_every_plain_key_is_read():
@@ -195,6 +196,12 @@ def test_a_number_that_is_none_is_refused_by_name(key, value):
     assert refused(**{key: value}).message.startswith(f"`{key}` is ")
 
 
+@pytest.mark.parametrize("value", [1.01e-3, 1.0, float("inf")])
+def test_a_norm_epsilon_that_paddle_cannot_take_is_refused_by_name(value):
+    assert parsed(norm_eps=1e-3).norm_eps == 1e-3
+    assert refused(norm_eps=value).message.startswith(f"`norm_eps` {value} in ")
+
+
 @pytest.mark.parametrize("value", ["3", 3.5, [3], True])
 def test_a_padding_id_of_the_wrong_kind_is_refused_by_name(value):
     assert parsed(pad_token_id=3).pad_token_id == 3
@@ -287,7 +294,7 @@ def test_keys_that_do_not_touch_the_numbers_are_let_through():
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no `config.json` in") as error:
+    with pytest.raises(ConfigError, match=r"no `config.json` in") as error:
         read_config_file(tmp_path)
     assert str(tmp_path) in error.value.message
 

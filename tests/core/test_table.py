@@ -288,9 +288,9 @@ def test_a_row_that_config_cannot_resolve_is_refused_when_it_is_expanded(broken,
 
 
 def test_two_rows_with_one_name_are_refused_on_either_side():
-    with pytest.raises(TableError, match="give the hf name `x.weight`"):
+    with pytest.raises(TableError, match=r"give the hf name `x.weight`"):
         expand(minimal(row(), row(paddle="y.weight")))
-    with pytest.raises(TableError, match="give the paddle name `x.weight`"):
+    with pytest.raises(TableError, match=r"give the paddle name `x.weight`"):
         expand(minimal(row(), row(hf="y.weight")))
 
 

@@ -82,6 +82,16 @@ def test_a_square_weight_without_its_transpose_is_named(check, states):
     assert (difference.differing, difference.elements) == (56, 64)  # the diagonal is the same
 
 
+def test_a_transposed_weight_that_needs_no_transpose_is_not_called_one_without(table, tiny_config):
+    entries = table.expand(tiny_config(vocab_size=8), "base")  # the embedding is square as well
+    bits = {e.hf: np.arange(np.prod(e.hf_shape), dtype=np.uint32).reshape(e.hf_shape) for e in entries}
+    reference = {name: (values, "float32") for name, values in bits.items()}
+    candidate = {e.paddle: (e.op.apply(bits[e.hf]).copy(), "float32") for e in entries}
+    candidate[EMBEDDING] = (bits[EMBEDDING].T.copy(), "float32")
+    (found,) = check_weights(entries, candidate, reference, "fp32").differences
+    assert (found.paddle, found.problem, found.looks) == (EMBEDDING, "values", "")
+
+
 def test_a_weight_that_is_no_square_fails_by_shape_without_its_transpose(check, states):
     candidate, reference = states
     candidate[WI] = (reference[WI][0].copy(), candidate[WI][1])
