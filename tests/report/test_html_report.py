@@ -174,7 +174,7 @@ def test_a_fail_says_so_and_names_where_to_look(make_report, broken_attention):
     first = page.one("section", id="first")
     assert "layers.1.attn" in first["text"]
     assert "fp32, own error, fail" in first["text"]
-    assert "mean_abs 4.00e-03 exceeds the contract's 1e-05" in first["text"]
+    assert "mean_abs 4.0000e-03 exceeds the contract's 1e-05" in first["text"]
     assert "compare the window" in first["text"]
     (link,) = page.inside(first, "a")
     assert "layers.1.attn" in page.one("tr", id=link["href"][1:])["text"]
