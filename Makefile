@@ -7,16 +7,27 @@ CONSTRAINTS := constraints/default.txt
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv align test lint types format clean
+COMPAT := .venv-compat
+COMPAT_CONSTRAINTS := constraints/paddlenlp3.txt
+COMPAT_STAMP := $(COMPAT)/.installed
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "error: Python 3.10, 3.11 or 3.12 is needed; set PYTHON=...")'
+
+.PHONY: help venv align align-hub test test-default test-compat lint types format clean
 
 help: #- show this list
-	@awk -F ':.*#- ' '/^[a-z-]+:.*#- / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*#- ' '/^[a-z-]+:.*#- / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "error: Python 3.10, 3.11 or 3.12 is needed; set PYTHON=...")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $(STAMP)
+
+$(COMPAT_STAMP): pyproject.toml $(COMPAT_CONSTRAINTS)
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT_CONSTRAINTS) --editable '.[dev]'
+	@touch $(COMPAT_STAMP)
 
 venv: $(STAMP) #- install everything into .venv, under locked versions
 
@@ -26,8 +37,17 @@ align: $(STAMP) #- convert ModernBERT-base to Paddle and prove it equal, fp32 an
 	$(BIN)/modernbert-align diff --dtype bf16
 	$(BIN)/modernbert-align gate reports/diff-base-masked_lm-fp32.json reports/diff-base-masked_lm-bf16.json --require model=base,dtype=fp32,dtype=bf16
 
-test: $(STAMP) #- run all tests
+align-hub: $(STAMP) #- the same on the published ModernBERT-base and -large; needs a network
+	$(BIN)/modernbert-align diff --model answerdotai/ModernBERT-base --dtype bf16
+	$(BIN)/modernbert-align diff --model answerdotai/ModernBERT-large --dtype bf16
+
+test: test-default test-compat #- run all tests, under both sets of versions
+
+test-default: $(STAMP) #- run all tests under the default set
 	$(BIN)/python -m pytest
+
+test-compat: $(COMPAT_STAMP) #- run the parity and head tests under paddlenlp 3.0.0b4 and transformers 4.55.4
+	$(COMPAT)/bin/python -m pytest tests/parity tests/models tests/cli/test_heads.py tests/cli/test_faults.py
 
 lint: $(STAMP) #- style, formatting and import direction
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ app.add_typer(table_app, name="table")
 
 _MODEL = "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture (tiny, tiny-sensitive, base, large)."
 
+_HEADS = "base, masked_lm, sequence_classification, token_classification, question_answering or multiple_choice."
+
 
 def _version(value: bool) -> None:
     if value:
@@ -50,6 +52,10 @@ def convert(
         str | None, typer.Option(help=f"{_MODEL} Default: base (with --src paddle there is none).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="base drops the checkpoint's head; a fixture gets the head named.", metavar="HEAD"),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Cast all weights.", metavar="keep|fp32|bf16|fp16")] = "keep",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
@@ -62,7 +68,17 @@ def convert(
     from modernbert_align.commands import convert as command
 
     raise typer.Exit(
-        command.run(src=src, dst=dst, model=model, out=out, dtype=dtype, dry_run=dry_run, force=force, as_json=as_json)
+        command.run(
+            src=src,
+            dst=dst,
+            model=model,
+            out=out,
+            head=head,
+            dtype=dtype,
+            dry_run=dry_run,
+            force=force,
+            as_json=as_json,
+        )
     )
 
 
@@ -74,7 +90,7 @@ def diff(
         Path | None, typer.Option(help="Paddle checkpoint to compare. Default: convert the model just now.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="base or masked_lm. Default: what config.json declares.", metavar="HEAD")
+        str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
     policy: Annotated[
@@ -156,7 +172,7 @@ def doctor(
 @table_app.command("show")
 def table_show(
     model: Annotated[str, typer.Option(help=_MODEL)] = "base",
-    head: Annotated[str | None, typer.Option(help="base or masked_lm.", metavar="HEAD")] = None,
+    head: Annotated[str | None, typer.Option(help=_HEADS, metavar="HEAD")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Print the table's rows for one model."""

@@ -1,4 +1,4 @@
-"""Writes a fixture's checkpoint with transformers: `python -m modernbert_align.backends.fixture_writer NAME DIR`.
+"""Writes a fixture with transformers: `python -m modernbert_align.backends.fixture_writer NAME ARCHITECTURE DIR`.
 
 Runs in a process of its own, so that neither torch nor the model's memory is the caller's.
 """
@@ -11,16 +11,17 @@ import transformers
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+from transformers import ModernBertConfig, PreTrainedTokenizerFast
 
 from modernbert_align.core.fixtures import Fixture, TokenizerSpec, corpus_path, load_fixture
 
 
-def write_fixture(fixture: Fixture, folder: Path) -> None:
+def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer of a fixture.
 
     Args:
         fixture: What to write.
+        architecture: A transformers class name, for example `ModernBertForMaskedLM`.
         folder: An existing, empty folder.
     """
     transformers.logging.disable_progress_bar()
@@ -34,7 +35,7 @@ def write_fixture(fixture: Fixture, folder: Path) -> None:
         eos_token_id=ids.sep_token_id,
     )
     torch.manual_seed(fixture.seed)
-    model = ModernBertForMaskedLM(config)
+    model = getattr(transformers, architecture)(config)
     if fixture.weights == "sensitive":
         make_sensitive(model)
     model.save_pretrained(folder)
@@ -106,4 +107,4 @@ def _merges(tokenizer: Tokenizer) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    write_fixture(load_fixture(sys.argv[1])[0], Path(sys.argv[2]))
+    write_fixture(load_fixture(sys.argv[1])[0], sys.argv[2], Path(sys.argv[3]))

@@ -1,6 +1,5 @@
 """Runs the reference: Hugging Face ModernBERT in PyTorch."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ import transformers
 
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.metrics import Floats
+from modernbert_align.core.model_config import FULL, SLIDING, parse_config, read_config_file
 from modernbert_align.core.ops import Bits
 from modernbert_align.core.probes import Probe
-from modernbert_align.errors import CheckpointError
+from modernbert_align.errors import CheckpointError, ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Arrays = dict[str, Floats]
@@ -31,14 +31,11 @@ def load(folder: Path, architecture: str, dtype: str) -> torch.nn.Module:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     cls = getattr(transformers, architecture)
-    parameters = inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters
-    key = "dtype" if "dtype" in parameters or int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    options: dict[str, Any] = {"dtype": _DTYPES[dtype]}
+    if int(transformers.__version__.split(".")[0]) < 5:
+        options = {"torch_dtype": _DTYPES[dtype], "config": _config_in_v4_spelling(folder)}
     model, info = cls.from_pretrained(
-        folder,
-        attn_implementation="eager",
-        output_loading_info=True,
-        local_files_only=True,
-        **{key: _DTYPES[dtype]},
+        folder, attn_implementation="eager", output_loading_info=True, local_files_only=True, **options
     )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -49,12 +46,33 @@ def load(folder: Path, architecture: str, dtype: str) -> torch.nn.Module:
     return model.eval()
 
 
+def _config_in_v4_spelling(folder: Path) -> Any:
+    """The configuration as transformers 4 understands it; on its own it silently ignores the keys of version 5.
+
+    Raises:
+        ConfigError: The layer pattern cannot be said in version 4.
+    """
+    resolved = parse_config(read_config_file(folder), where=str(folder / "config.json"))
+    kinds = resolved.layer_types
+    for every in range(1, len(kinds) + 1):
+        if kinds == tuple(SLIDING if i % every else FULL for i in range(len(kinds))):
+            break
+    else:
+        raise ConfigError(
+            f"transformers {transformers.__version__} cannot express the `layer_types` of `{folder / 'config.json'}`",
+            hint="use transformers 5 for this checkpoint",
+        )
+    config = transformers.ModernBertConfig.from_pretrained(folder)
+    config.global_attn_every_n_layers = every
+    config.global_rope_theta = resolved.full_rope_theta
+    config.local_rope_theta = resolved.sliding_rope_theta
+    config.reference_compile = False
+    return config
+
+
 def inputs(batch: Inputs) -> dict[str, torch.Tensor]:
     """The batch as keyword arguments of the model."""
-    return {
-        "input_ids": torch.from_numpy(batch.input_ids),
-        "attention_mask": torch.from_numpy(batch.attention_mask),
-    }
+    return {name: torch.from_numpy(values) for name, values in batch.arguments.items()}
 
 
 def to_numpy(tensor: torch.Tensor) -> Floats:
@@ -88,14 +106,14 @@ def null_error(
     model: torch.nn.Module,
     batch: Inputs,
     probes: Sequence[Probe],
-    compare: Callable[[Floats, Floats], float | None],
+    compare: Callable[[Probe, Floats, Floats], float | None],
 ) -> dict[str, dict[str, float | None]]:
     """How far the reference is from itself: sdpa against eager attention, per mode and probe.
 
     Isolated, every probe of the sdpa run gets the eager run's values as inputs, so only the attention can differ.
 
     Args:
-        compare: Measures (sdpa value, eager value).
+        compare: Measures (probe, sdpa value, eager value).
 
     Returns:
         mode -> probe -> error.
@@ -104,8 +122,11 @@ def null_error(
     set_attention(model, "sdpa")
     try:
         return {
-            "accumulated": _errors(record(model, batch, probes), eager, compare),
-            "isolated": _errors(record(model, batch, probes, inject=eager), eager, compare),
+            mode: {probe.name: compare(probe, run[probe.name], eager[probe.name]) for probe in probes}
+            for mode, run in (
+                ("accumulated", record(model, batch, probes)),
+                ("isolated", record(model, batch, probes, inject=eager)),
+            )
         }
     finally:
         set_attention(model, "eager")
@@ -114,10 +135,6 @@ def null_error(
 def set_attention(model: torch.nn.Module, implementation: str) -> None:
     """Switch the attention implementation of a loaded model."""
     model.set_attn_implementation(implementation)
-
-
-def _errors(run: Arrays, eager: Arrays, compare: Callable[[Floats, Floats], float | None]) -> dict[str, float | None]:
-    return {name: compare(run[name], eager[name]) for name in eager}
 
 
 def record(
@@ -152,5 +169,5 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
-    found |= {p.name: to_numpy(output[0]) for p in probes if not p.hf}
+    found |= {p.name: to_numpy(output[p.key]) for p in probes if not p.hf}
     return found

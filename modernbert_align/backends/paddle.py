@@ -21,18 +21,18 @@ def load(folder: Path, architecture: str, dtype: str) -> Any:
     """Load a converted checkpoint, in evaluation mode, the way users do: with `from_pretrained`.
 
     Args:
-        architecture: A class of `modernbert_align.models.modernbert.modeling`.
+        architecture: A class of `modernbert_align.models.modernbert`.
         dtype: fp32 or bf16.
 
     Raises:
         CheckpointError: A weight of the architecture is not in the checkpoint; it is never left at random.
     """
     from modernbert_align.core.checkpoint import open_checkpoint
-    from modernbert_align.models.modernbert import modeling
+    from modernbert_align.models import modernbert
 
     stored = set(open_checkpoint(folder).tensors)
     with quiet():
-        model = getattr(modeling, architecture).from_pretrained(str(folder), dtype=_DTYPES[dtype])
+        model = getattr(modernbert, architecture).from_pretrained(str(folder), dtype=_DTYPES[dtype])
     tied = {"decoder.weight"} if model.config.tie_word_embeddings else set()
     prefix = f"{model.base_model_prefix}."
     wanted = set(model.state_dict()) - tied
@@ -68,11 +68,7 @@ def quiet() -> Iterator[None]:
 
 def inputs(batch: Inputs) -> dict[str, Any]:
     """The batch as keyword arguments of the model."""
-    return {
-        "input_ids": paddle.to_tensor(batch.input_ids),
-        "attention_mask": paddle.to_tensor(batch.attention_mask),
-        "return_dict": True,
-    }
+    return {name: paddle.to_tensor(values) for name, values in batch.arguments.items()} | {"return_dict": True}
 
 
 def to_numpy(tensor: paddle.Tensor) -> Floats:

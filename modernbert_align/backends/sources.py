@@ -45,12 +45,13 @@ class ModelSource:
         return self.fixture.inputs if self.fixture else None
 
 
-def resolve_model(model: str, table: Table, notify: Callable[[str], None]) -> ModelSource:
+def resolve_model(model: str, table: Table, notify: Callable[[str], None], head: str | None = None) -> ModelSource:
     """Find `model`.
 
     Args:
         model: A folder, a fixture's name, or a hub id such as `answerdotai/ModernBERT-base`.
         notify: Told, in one line, before something slow starts.
+        head: Which head a fixture shall have, masked_lm by default; any other model has its own.
 
     Raises:
         UsageError, CheckpointError: Nothing of that name, or the hub cannot be reached and has not been.
@@ -62,7 +63,7 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None]) -> Mo
     if path.exists():
         raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
     if model in fixture_names():
-        return _fixture(model, notify)
+        return _fixture(model, table, notify, "masked_lm" if head in (None, "base") else head)
     if _HUB_ID.match(model):
         return _hub(model, table, notify)
     if os.sep in model or model.startswith(("~", ".")):
@@ -77,17 +78,17 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "modernbert-align"
 
 
-def _fixture(name: str, notify: Callable[[str], None]) -> ModelSource:
+def _fixture(name: str, table: Table, notify: Callable[[str], None], head: str) -> ModelSource:
     fixture, digest = load_fixture(name)
     parent = cache_dir() / "fixtures"
-    folder = parent / f"{name}-{digest[:12]}"
+    folder = parent / f"{name}-{head}-{digest[:12]}"
     if not (folder / WEIGHTS).is_file():
-        notify(f"writing the fixture {name} with transformers, once, into {folder}")
-        _write_fixture(name, parent, folder)
+        notify(f"writing the fixture {name} ({head}) with transformers, once, into {folder}")
+        _write_fixture(name, table.architecture(head), parent, folder)
     return ModelSource(folder=folder, name=name, kind="fixture", fixture=fixture)
 
 
-def _write_fixture(name: str, parent: Path, folder: Path) -> None:
+def _write_fixture(name: str, architecture: str, parent: Path, folder: Path) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent))
@@ -97,7 +98,7 @@ def _write_fixture(name: str, parent: Path, folder: Path) -> None:
             hint="set XDG_CACHE_HOME to a folder you can write",
         ) from None
     try:
-        command = [sys.executable, "-m", "modernbert_align.backends.fixture_writer", name, str(partial)]
+        command = [sys.executable, "-m", "modernbert_align.backends.fixture_writer", name, architecture, str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -14,7 +14,16 @@ from modernbert_align.errors import UsageError
 
 
 def run(
-    *, src: str, dst: str, model: str | None, out: Path | None, dtype: str, dry_run: bool, force: bool, as_json: bool
+    *,
+    src: str,
+    dst: str,
+    model: str | None,
+    out: Path | None,
+    head: str | None,
+    dtype: str,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
 ) -> int:
     """Convert a checkpoint; returns the exit code."""
     for option, value in (("--src", src), ("--dst", dst)):
@@ -27,7 +36,9 @@ def run(
     if model is None and src == "paddle":
         raise UsageError("--src paddle needs --model", hint="give the folder of the Paddle checkpoint")
     table = load_table()
-    source = resolve_model(model or "base", table, console.notify)
+    if head is not None:
+        table.check_head(head)
+    source = resolve_model(model or "base", table, console.notify, head)
     request = Request(
         folder=source.folder,
         model=source.name,
@@ -35,8 +46,10 @@ def run(
         src=src,  # type: ignore[arg-type]
         dst=dst,  # type: ignore[arg-type]
         dtype=dtype,
+        head=head,
     )
-    target = out if out is not None else Path("checkpoints") / f"{source.name}-{dst}"
+    suffix = dst if head is None else f"{head}-{dst}"
+    target = out if out is not None else Path("checkpoints") / f"{source.name}-{suffix}"
     if dry_run:
         plan, _ = plan_conversion(request, table)
         _show_plan({**describe(plan), "source": str(source.folder), "out": str(target)}, as_json)
@@ -60,6 +73,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     out.print(f"  {plan['shape_blind']} transposed weights are square: only values can show a forgotten transpose")
     for repeated, original in plan["tied"]:
         out.print(f"  {repeated} repeats {original} and is left out")
+    for name in plan["dropped"]:
+        out.print(f"  {name} belongs to another head and is dropped", soft_wrap=True, markup=False)
     out.print("nothing was written (dry run)")
 
 

@@ -14,7 +14,7 @@ from modernbert_align.backends import runtime
 from modernbert_align.backends.sources import ModelSource, resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import file_sha256, open_checkpoint
-from modernbert_align.core.convert import Request, convert
+from modernbert_align.core.convert import Request, check_head, convert
 from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
@@ -58,7 +58,7 @@ def run(
     table = load_table()
     if head is not None:
         table.check_head(head)
-    source = resolve_model(model, table, console.notify)
+    source = resolve_model(model, table, console.notify, head)
     with ExitStack() as stack:
         report = _compare(source, candidate, head, RUNS[dtype], policy, table, stack)
     stem = f"diff-{source.name}-{report.model.head}-{dtype}"
@@ -89,13 +89,8 @@ def _compare(
     make_plan(
         open_checkpoint(source.folder), table, config, declared, "hf", "paddle", None
     )  # refuses what is no HF model
-    chosen = head or declared
-    if chosen not in ("base", declared):
-        raise UsageError(
-            f"`{source.name}` has the head {declared}, not {chosen}: its weights for {chosen} are missing",
-            hint=f"use --head {declared} or --head base",
-        )
-    batch = make_inputs(source.inputs or default_inputs(config), config)
+    chosen = check_head(head or declared, declared, source.name)
+    batch = make_inputs(source.inputs or default_inputs(config), config, chosen)
     folder, differences = _candidate(source, candidate, config, chosen, table, stack)
     runtime.pin()
     console.notify("importing torch, transformers, paddle and padiff")
@@ -170,8 +165,7 @@ def _candidate(
     own = parse_config(raw, where=where)
     declared = table.head_of(raw.get("architectures"), where=where)
     make_plan(checkpoint, table, own, declared, "paddle", "hf", None)
-    if head not in ("base", declared):
-        raise UsageError(f"the candidate `{candidate}` has the head {declared}, not {head}", hint="use --head base")
+    check_head(head, declared, str(candidate))
     theirs, ours = asdict(config), asdict(own)
     return candidate, tuple(
         f"{key} is {ours[key]}, the reference's is {theirs[key]}" for key in ours if ours[key] != theirs[key]

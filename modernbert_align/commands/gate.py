@@ -136,7 +136,7 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
     table = load_table()
     if report.model.head not in table.heads:
         raise ReportError(f"`{path}` is about the head `{report.model.head}`, which is not known here")
-    batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config)
+    batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config, report.model.head)
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
     dtypes = RUNS[report.dtype]

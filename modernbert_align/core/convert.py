@@ -32,7 +32,7 @@ from modernbert_align.core.model_config import parse_config, read_config_file
 from modernbert_align.core.ops import Bits
 from modernbert_align.core.plan import Plan, PlanItem, make_plan
 from modernbert_align.core.table import Side, Table
-from modernbert_align.errors import CheckpointError
+from modernbert_align.errors import CheckpointError, UsageError
 
 Progress = Callable[[int, int], None]
 
@@ -46,6 +46,7 @@ class Request:
         model: What the user called it, for the manifest.
         revision: Hub commit, if it came from the hub.
         dtype: keep, fp32, bf16 or fp16.
+        head: The head to write; None keeps that of the source, `base` drops it.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Request:
     src: Side
     dst: Side
     dtype: str = "keep"
+    head: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,28 @@ def plan_conversion(request: Request, table: Table) -> tuple[Plan, dict[str, Any
     raw = read_config_file(request.folder)
     where = str(request.folder / "config.json")
     config = parse_config(raw, where=where)
-    head = table.head_of(raw.get("architectures"), where=where)
+    declared = table.head_of(raw.get("architectures"), where=where)
+    head = check_head(request.head or declared, declared, request.model)
     target_dtype = None if request.dtype == "keep" else SHORT_NAMES[request.dtype]
-    plan = make_plan(checkpoint, table, config, head, request.src, request.dst, target_dtype)
-    return plan, translate_config(raw, table, request.dst, target_dtype)
+    plan = make_plan(checkpoint, table, config, head, request.src, request.dst, target_dtype, declared=declared)
+    target_config = translate_config(raw, table, request.dst, target_dtype)
+    if head != declared:
+        target_config["architectures"] = [table.architecture(head)]
+    return plan, target_config
+
+
+def check_head(head: str, declared: str, model: str) -> str:
+    """Return `head` if a checkpoint with the head `declared` has its weights.
+
+    Raises:
+        UsageError: It has not; weights are never made up.
+    """
+    if head in ("base", declared):
+        return head
+    raise UsageError(
+        f"`{model}` has the head {declared}, not {head}: its weights for {head} are missing",
+        hint=f"use --head {declared} or --head base",
+    )
 
 
 def translate_config(raw: dict[str, Any], table: Table, dst: Side, dtype: str | None) -> dict[str, Any]:

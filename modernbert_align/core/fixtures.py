@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -99,19 +100,34 @@ class Inputs:
     Attributes:
         input_ids: [batch seq], int64.
         attention_mask: [batch seq], int64, 1 at real tokens.
+        labels: What the head's loss needs, by argument name; empty for the encoder.
+        choices: Whether the rows are the choices of one question.
         spec: What they were drawn from.
         window_bites: Whether sliding layers hide something that full layers see.
     """
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
+    labels: Mapping[str, npt.NDArray[Any]]
+    choices: bool
     spec: InputSpec
     window_bites: bool
 
     @property
+    def arguments(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything the models are called with, by name and in the head's shapes."""
+        rows = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}  # each [batch seq]
+        if self.choices:
+            rows = {name: values[None] for name, values in rows.items()}  # each [1 choices seq]
+        return {**rows, **self.labels}
+
+    @property
     def sha256(self) -> str:
-        """Digest of ids and mask."""
-        return hashlib.sha256(self.input_ids.tobytes() + self.attention_mask.tobytes()).hexdigest()
+        """Digest of everything the models are called with."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.arguments.items()):
+            digest.update(f"{name}{values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()
 
     @property
     def padded(self) -> bool:
@@ -119,8 +135,8 @@ class Inputs:
         return not bool(self.attention_mask.all())
 
 
-def make_inputs(spec: InputSpec, config: ModelConfig) -> Inputs:
-    """Draw a batch: uniform token ids without the padding id, rows padded on the right.
+def make_inputs(spec: InputSpec, config: ModelConfig, head: str) -> Inputs:
+    """Draw a batch for a head: uniform token ids without the padding id, rows padded on the right, and labels.
 
     Raises:
         UsageError: The model takes shorter sequences than the batch has.
@@ -141,9 +157,36 @@ def make_inputs(spec: InputSpec, config: ModelConfig) -> Inputs:
     return Inputs(
         input_ids=input_ids,
         attention_mask=attention_mask,
+        labels=_labels(head, config, generator, attention_mask),
+        choices=head == "multiple_choice",
         spec=spec,
         window_bites=SLIDING not in config.layer_types or min(spec.lengths) > config.half_window + 1,
     )
+
+
+def _labels(
+    head: str, config: ModelConfig, generator: np.random.Generator, mask: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]]:
+    """Labels for the loss of a head; sparse prediction runs without, since labels would change its logits' shape."""
+    rows, seq = mask.shape
+    if head == "masked_lm" and not config.sparse_prediction:
+        chosen = (generator.random((rows, seq)) < 0.3) & (mask == 1)
+        chosen[np.arange(rows), mask.argmax(axis=1)] = True  # a loss over nothing is not a number
+        return {"labels": np.where(chosen, generator.integers(0, config.vocab_size, (rows, seq)), -100)}
+    if head == "token_classification":
+        return {"labels": np.where(mask == 1, generator.integers(0, config.num_labels, (rows, seq)), -100)}
+    if head == "question_answering":
+        return {name: generator.integers(0, mask.sum(axis=1)) for name in ("start_positions", "end_positions")}
+    if head == "multiple_choice":
+        return {"labels": generator.integers(0, rows, (1,))}
+    if head == "sequence_classification":
+        kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+        if kind == "single_label_classification":
+            return {"labels": generator.integers(0, config.num_labels, (rows,))}
+        shape = (rows,) if kind == "regression" and config.num_labels == 1 else (rows, config.num_labels)
+        drawn = generator.random(shape).astype(np.float32)
+        return {"labels": drawn if kind == "regression" else (drawn < 0.5).astype(np.float32)}
+    return {}
 
 
 def default_inputs(config: ModelConfig) -> InputSpec:

@@ -16,7 +16,8 @@ _BY_KIND = {
     "layer": "every part is right by itself: compare how the residuals add them up",
     "final_norm": "compare `norm_eps` and the order of the layers",
     "head": "compare the order norm(act(dense(x))) and the transpose of the square `head.dense`",
-    "logits": "compare the tied decoder weight and its bias",
+    "logits": "compare the decoder's or classifier's weight and bias",
+    "loss": "compare which labels count and how the mean is taken",
     "output": "the model computes the right values and returns something else: compare what forward() returns",
 }
 

@@ -19,7 +19,7 @@ class Metrics:
         elements: How many were compared.
         mean_abs: mean(|c - r|).
         max_abs: max(|c - r|).
-        rel_l2: ||c - r|| / ||r||; None if the reference is all zeros and the candidate is not.
+        rel_l2: ||c - r|| / ||r||, or over the scale where that is larger; None if both are zero and c is not.
         reference_rms: sqrt(mean(r**2)).
         equal_share: Share of elements that are equal.
         worst_index: Where max_abs occurs, in the uncompressed tensor.
@@ -42,12 +42,13 @@ def finite(values: Floats, mask: npt.NDArray[np.bool_] | None) -> bool:
     return all(bool(np.isfinite(part).all()) for part, _ in _slices(values, mask))
 
 
-def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | None) -> Metrics:
+def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | None, *, scale: float = 0.0) -> Metrics:
     """Compare two tensors of one shape.
 
     Args:
         candidate, reference: [batch seq ...] or any shape; finite.
         mask: [batch seq], true where positions are compared; None compares everything.
+        scale: Smallest magnitude errors are relative to; 1 for log-probabilities, whose errors are absolute.
 
     Raises:
         ValueError: The shapes differ or nothing is left to compare.
@@ -69,8 +70,9 @@ def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | 
             worst, worst_at = float(error.flat[here]), index(here)
     if not count:
         raise ValueError("nothing to compare")
-    if reference_squares > 0:
-        rel_l2: float | None = float(np.sqrt(squares / reference_squares))
+    size = max(reference_squares, count * scale**2)
+    if size > 0:
+        rel_l2: float | None = float(np.sqrt(squares / size))
     else:
         rel_l2 = 0.0 if squares == 0 else None
     place = tuple(int(i) for i in np.unravel_index(worst_at, candidate.shape))
@@ -103,7 +105,9 @@ class _Index:
 
 def _slices(values: Floats, mask: npt.NDArray[np.bool_] | None) -> Iterator[tuple[Floats, _Index]]:
     """The compared elements, at most about _SLICE at a time, each with a way back to the whole tensor."""
-    if mask is None or values.ndim < 2 or values.shape[:2] != mask.shape:
+    if mask is not None and values.shape[:2] != mask.shape:
+        raise ValueError(f"{list(values.shape)} is not [batch seq ...] for the mask {list(mask.shape)}")
+    if mask is None:
         flat = values.reshape(-1)
         for start in range(0, flat.size, _SLICE):
             yield flat[start : start + _SLICE], _Index(0, start, None, 0, 1)

@@ -21,6 +21,7 @@ DEFAULT_THETA = {FULL: 160_000.0, SLIDING: 10_000.0}
 MAX_NORM_EPS = 1e-3  # paddle 3.3, layer_norm kernel
 ACTIVATIONS = ("gelu", "silu")
 POOLINGS = ("cls", "mean")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class ModelConfig:
     classifier_dropout: float = 0.0
     classifier_bias: bool = False
     classifier_activation: str = "gelu"
+    num_labels: int = 2
+    problem_type: str | None = None
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
     tie_word_embeddings: bool = True
@@ -84,6 +87,7 @@ _INTEGERS = (
     "num_attention_heads",
     "max_position_embeddings",
     "local_attention",
+    "num_labels",
 )
 _FLAGS = tuple(f.name for f in fields(ModelConfig) if f.type in (bool, "bool"))
 _FLOATS = (
@@ -115,6 +119,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
         )
     known = {f.name for f in fields(ModelConfig)} - {"layer_types", "full_rope_theta", "sliding_rope_theta"}
     values: dict[str, Any] = {key: raw[key] for key in known if raw.get(key) is not None}
+    if raw.get("id2label") is not None:
+        values["num_labels"] = _num_labels(raw["id2label"], where)
     if "pad_token_id" in raw:  # null is a value here: no padding row
         values["pad_token_id"] = raw["pad_token_id"]
     _check_kinds(values, where)
@@ -122,6 +128,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
     for key in ("hidden_activation", "classifier_activation"):
         _one_of(values, key, ACTIVATIONS, where)
     _one_of(values, "classifier_pooling", POOLINGS, where)
+    _one_of(values, "problem_type", PROBLEM_TYPES, where)
     config = ModelConfig(**values)
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
@@ -175,6 +182,12 @@ def _check_kinds(values: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a number >= 0")
         if key == "pad_token_id" and not (value is None or type(value) is int):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not an integer or null")
+
+
+def _num_labels(id2label: Any, where: str) -> int:
+    if not isinstance(id2label, Mapping) or not id2label:
+        raise ConfigError(f"`id2label` is `{id2label!r}` in `{where}`, not an object with a name per label")
+    return len(id2label)
 
 
 def _one_of(values: Mapping[str, Any], key: str, allowed: tuple[str, ...], where: str) -> None:

@@ -47,6 +47,7 @@ class Plan:
         items: What will be written.
         tied: (repeated name, name it repeats) pairs of the source that are not written.
         absent_ties: Tied names that the source already leaves out.
+        dropped: Weights of the source's head that are left out because another head was asked for.
     """
 
     src: Side
@@ -57,6 +58,7 @@ class Plan:
     items: tuple[PlanItem, ...]
     tied: tuple[tuple[str, str], ...]
     absent_ties: tuple[str, ...]
+    dropped: tuple[str, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -70,21 +72,36 @@ def stored_dtype(info: TensorInfo, side: Side) -> str:
 
 
 def make_plan(
-    checkpoint: Checkpoint, table: Table, config: ModelConfig, head: str, src: Side, dst: Side, dtype: str | None
+    checkpoint: Checkpoint,
+    table: Table,
+    config: ModelConfig,
+    head: str,
+    src: Side,
+    dst: Side,
+    dtype: str | None,
+    *,
+    declared: str | None = None,
 ) -> Plan:
     """Map every tensor of `checkpoint`.
 
     Args:
+        head: The head to write; with `base`, the weights of the declared head are dropped.
+        declared: The head the checkpoint has, if not `head`.
         dtype: safetensors name to cast to, or None to keep each tensor's own.
 
     Raises:
         CheckpointError: The layout is not that of `src`, or a tensor is unmapped, missing or of another shape.
     """
-    entries = table.expand(config, head)
+    prefix = table.found_prefix(checkpoint.tensors)
+    entries = table.expand(config, head, prefix=prefix)
+    targets = {id(entry): target for entry, target in zip(entries, table.expand(config, head), strict=True)}
     check_layout(checkpoint, entries, src)
     stored = [entry for entry in entries if entry.op.stored]
     ties = [entry for entry in entries if not entry.op.stored]
-    problems = _problems(checkpoint, table, head, src, stored, ties)
+    kept = {entry.name(src) for entry in entries}
+    whole = table.expand(config, declared or head, prefix=prefix)
+    dropped = [e.name(src) for e in whole if e.name(src) not in kept and e.name(src) in checkpoint.tensors]
+    problems = _problems(checkpoint, table, head, src, stored, ties, dropped)
     if problems:
         message, hint = problems[0]
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -92,7 +109,7 @@ def make_plan(
     items = tuple(
         PlanItem(
             source=entry.name(src),
-            target=entry.name(dst),
+            target=targets[id(entry)].name(dst),
             op=entry.op if src == "hf" else OPS[entry.op.inverse],
             source_dtype=stored_dtype(checkpoint.tensors[entry.name(src)], src),
             target_dtype=dtype or stored_dtype(checkpoint.tensors[entry.name(src)], src),
@@ -112,6 +129,7 @@ def make_plan(
         items=items,
         tied=tuple((e.name(src), e.to if src == "hf" else e.to_paddle) for e in present),
         absent_ties=tuple(e.name(src) for e in ties if e not in present),
+        dropped=tuple(dropped),
     )
 
 
@@ -153,6 +171,7 @@ def _problems(
     src: Side,
     stored: Sequence[Entry],
     ties: Sequence[Entry],
+    dropped: Sequence[str],
 ) -> list[tuple[str, str]]:
     """(message, hint) of everything that stands in the way, worst first."""
     found: list[tuple[str, str]] = []
@@ -160,6 +179,8 @@ def _problems(
     missing = [entry.name(src) for entry in stored if entry.name(src) not in checkpoint.tensors]
     for name, info in checkpoint.tensors.items():
         entry = wanted.get(name)
+        if name in dropped:
+            continue
         if entry is None:
             near = nearest_row(name, table, head, src)
             found.append(
@@ -206,5 +227,6 @@ def describe(plan: Plan) -> dict[str, Any]:
         "shape_blind": sum(item.shape_blind for item in plan.items),
         "tied": [list(pair) for pair in plan.tied],
         "absent_ties": list(plan.absent_ties),
+        "dropped": list(plan.dropped),
         "dtypes": sorted({f"{item.source_dtype}->{item.target_dtype}" for item in plan.items}),
     }

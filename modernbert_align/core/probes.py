@@ -18,6 +18,10 @@ class _ProbeRow(BaseModel):
     hf: str
     paddle: str
     fan_in: str
+    key: str = ""
+    tokens: bool = True
+    scale: float = 0.0
+    may_omit: int = 0
 
 
 class _Document(BaseModel):
@@ -36,6 +40,10 @@ class Probe:
         pattern: The same with `{i}` for the layer index.
         hf, paddle: Module paths; empty for the whole model.
         fan_in: Number of terms of the widest sum in the module.
+        key: Name of the compared output of the whole model.
+        tokens: Whether the output is [batch seq ...], so that padding is left out.
+        scale: Smallest magnitude that errors are relative to.
+        may_omit: How many outputs after the first the reference may leave out.
     """
 
     name: str
@@ -43,6 +51,10 @@ class Probe:
     hf: str
     paddle: str
     fan_in: int
+    key: str = ""
+    tokens: bool = True
+    scale: float = 0.0
+    may_omit: int = 0
 
 
 def load_probes(config: ModelConfig, head: str, prefix: str) -> tuple[Probe, ...]:
@@ -83,10 +95,12 @@ def parse_probes(raw: dict[str, Any], config: ModelConfig, head: str, prefix: st
         for row in rows[first_layered:]:
             if row not in layered:
                 probes.append(_probe(row, config, start, 0, where))
-    return tuple(probes)
+    return tuple(probe for probe in probes if probe.key != "loss" or not config.sparse_prediction)
 
 
 def _probe(row: _ProbeRow, config: ModelConfig, prefix: str, layer: int, where: str) -> Probe:
+    if bool(row.key) != (row.hf == "") or bool(row.key) != (row.paddle == ""):
+        raise TableError(f"`{where}`: probe `{row.name}`: `key` belongs to the whole model and only to it")
     if row.fan_in not in _SYMBOLS:
         raise TableError(f"`{where}`: probe `{row.name}` has the unknown fan_in `{row.fan_in}`")
     return Probe(
@@ -95,4 +109,8 @@ def _probe(row: _ProbeRow, config: ModelConfig, prefix: str, layer: int, where: 
         hf=prefix + row.hf.format(i=layer) if row.hf else "",
         paddle=prefix + row.paddle.format(i=layer) if row.paddle else "",
         fan_in=int(getattr(config, _SYMBOLS[row.fan_in])),
+        key=row.key,
+        tokens=row.tokens,
+        scale=row.scale,
+        may_omit=row.may_omit,
     )

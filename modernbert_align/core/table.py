@@ -6,7 +6,7 @@ One TOML file serves both directions; the inverse is derived from the operations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from modernbert_align.errors import TableError, UsageError
 
 Side = Literal["hf", "paddle"]
 Kind = Literal["embedding", "norm", "linear", "decoder"]
-_DIM = re.compile(r"^(\d*)([A-Z])$")
+_DIM = re.compile(r"^(\d*)([A-Z]?)$")
 
 
 class Row(BaseModel):
@@ -170,14 +170,22 @@ class Table:
         """What body names start with in that head."""
         return "" if head == "base" else self._document.prefix
 
-    def expand(self, config: ModelConfig, head: str) -> tuple[Entry, ...]:
+    def found_prefix(self, names: Iterable[str]) -> str:
+        """What body names start with in a checkpoint: some are saved without the prefix, some with one too many."""
+        prefix = self._document.prefix
+        return prefix if any(name.startswith(prefix) for name in names) else ""
+
+    def expand(self, config: ModelConfig, head: str, *, prefix: str | None = None) -> tuple[Entry, ...]:
         """Every weight of a model, in model order.
+
+        Args:
+            prefix: What body names start with, if not with what is usual for the head.
 
         Raises:
             TableError: A row is inconsistent, or two rows give the same name.
         """
         body = set(self._document.rows["body"])
-        prefix = self.prefix(head)
+        prefix = self.prefix(head) if prefix is None else prefix
         entries: list[Entry] = []
         layered: list[Row] = []
         for row in self.rows(head):
@@ -225,9 +233,10 @@ class Table:
         dims = []
         for token in row.shape.split():
             match = _DIM.match(token)
-            if match is None or match[2] not in self._document.symbols:
+            if match is None or (match[2] and match[2] not in self._document.symbols):
                 raise TableError(f"shape `{row.shape}` of row `{row.hf}` has the unknown dimension `{token}`")
-            dims.append(int(match[1] or 1) * int(getattr(config, self._document.symbols[match[2]])))
+            size = int(getattr(config, self._document.symbols[match[2]])) if match[2] else 1
+            dims.append(int(match[1] or 1) * size)
         return tuple(dims)
 
 
@@ -243,7 +252,7 @@ def _applies(row: Row, config: ModelConfig) -> bool:
 
 def nearest_row(name: str, table: Table, head: str, side: Side) -> str:
     """The row whose pattern looks most like `name`, for error messages; empty if none is near."""
-    flat = re.sub(r"\.\d+\.", ".{i}.", name).removeprefix(table.prefix(head))
+    flat = re.sub(r"\.\d+\.", ".{i}.", name).removeprefix(table.found_prefix([name]))
     patterns = [row.hf if side == "hf" else row.paddle for row in table.rows(head)]
     near = difflib.get_close_matches(flat, patterns, n=1, cutoff=0.5)
     return near[0] if near else ""

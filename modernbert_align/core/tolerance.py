@@ -15,14 +15,16 @@ class _Strict(BaseModel):
 
 
 class Scope(_Strict):
-    """Where the contract applies: fixtures by name, probes by pattern (`*` is every probe)."""
+    """Where the contract applies: fixtures by name, probes by pattern (`*` is every probe) but for exempt ones."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     fixtures: tuple[str, ...]
     probes: tuple[str, ...]
+    exempt: tuple[str, ...] = Field(default=(), alias="except")
 
     def covers(self, pattern: str) -> bool:
         """Whether a probe pattern such as `layers.{i}` is under contract."""
-        return "*" in self.probes or pattern in self.probes
+        return ("*" in self.probes or pattern in self.probes) and pattern not in self.exempt
 
 
 class Contract(_Strict):
@@ -39,10 +41,22 @@ class Contract(_Strict):
 
 
 class Ratio(_Strict):
-    """Criteria 3 and 4: the largest ratio."""
+    """The largest ratio of criterion 3, or of 4."""
 
     factor: float = Field(gt=0)
     origin: str = Field(min_length=1)
+
+
+class Direct(Ratio):
+    """Criterion 4, with a larger ratio for rows of at most `small_elements` elements."""
+
+    small_elements: int = Field(ge=0)
+    small_factor: float = Field(gt=0)
+    small_origin: str = Field(min_length=1)
+
+    def factor_for(self, elements: int) -> float:
+        """The largest ratio for a row of so many compared elements."""
+        return self.small_factor if elements <= self.small_elements else self.factor
 
 
 class Tolerance(_Strict):
@@ -58,7 +72,7 @@ class Tolerance(_Strict):
     accumulator_roundoff: float = Field(gt=0)
     contract: Contract
     noise: Ratio
-    direct: Ratio
+    direct: Direct
 
     def floor(self, fan_in: int) -> float:
         """How far two faithful computations may be apart, relatively: one rounding and a sum of `fan_in` terms."""

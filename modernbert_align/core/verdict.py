@@ -184,14 +184,15 @@ def _judge_row(
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null
-    if ratio is None or not ratio <= tolerance.direct.factor:
+    factor = tolerance.direct.factor_for(record.elements)
+    if ratio is None or not ratio <= factor:
         failed.append("direct")
     return _row(
         record,
         status="pass" if not failed else "explained" if failed == ["contract"] else "fail",
         contract=contract,
         contract_limit=limit,
-        direct_limit=tolerance.direct.factor * null,
+        direct_limit=factor * null,
         null_ratio=ratio,
         failed=tuple(failed),
     )

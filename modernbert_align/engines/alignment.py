@@ -117,13 +117,14 @@ def environment() -> dict[str, object]:
 
 def _rel_l2(
     batch: Inputs,
-) -> Callable[[Floats, Floats], float | None]:
+) -> Callable[[Probe, Floats, Floats], float | None]:
     mask = batch.attention_mask.astype(bool)
 
-    def compare(run: Floats, eager: Floats) -> float | None:
-        if not (finite(run, mask) and finite(eager, mask)):
+    def compare(probe: Probe, run: Floats, eager: Floats) -> float | None:
+        compared = mask if probe.tokens else None
+        if not (finite(run, compared) and finite(eager, compared)):
             return None
-        return measure(run, eager, mask).rel_l2
+        return measure(run, eager, compared, scale=probe.scale).rel_l2
 
     return compare
 

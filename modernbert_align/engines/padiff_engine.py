@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ if os.environ.get("PADIFF_API_CHECK") != "OFF" or os.environ.get("PADIFF_CUDA_ME
     raise RuntimeError("call modernbert_align.backends.runtime.pin() before importing the PaDiff engine")
 
 import padiff
+from paddle.utils import flatten, pack_sequence_as
 from padiff import utils as padiff_utils
 from padiff.file_loader import global_yaml_loader
 from padiff.trainer.trainer_utils import current_paddle_report, current_torch_report, get_action
@@ -129,12 +130,14 @@ def run(
             error = " ".join(str(raised).split())[:400]
     mask = batch.attention_mask.astype(bool)
     with _patched():
-        records = tuple(_record(probe, layer_map, mask, dtype, mode, error) for probe in probes)
+        records = tuple(
+            _record(probe, layer_map, mask if probe.tokens else None, dtype, mode, error) for probe in probes
+        )
     return PassResult(records=records, padiff_verdict=None if dtype == "bf16" else verdict, error=error)
 
 
 def _record(
-    probe: Probe, layer_map: _ProbeMap, mask: npt.NDArray[np.bool_], dtype: Dtype, mode: Mode, error: str
+    probe: Probe, layer_map: _ProbeMap, mask: npt.NDArray[np.bool_] | None, dtype: Dtype, mode: Mode, error: str
 ) -> Record:
     def unseen(observation: Any, reason: str) -> Record:
         return Record(probe=probe.name, dtype=dtype, mode=mode, observation=observation, reason=reason)
@@ -149,20 +152,25 @@ def _record(
         return unseen(
             "extra", f"the candidate ran this module {len(candidates)} times, the reference {len(references)}"
         )
-    ours, theirs = _tensors(candidates[0]), _tensors(references[0])
-    if len(ours) != len(theirs):
-        return unseen("extra", f"the candidate returns {len(ours)} tensors, the reference {len(theirs)}")
-    for index, (c, r) in enumerate(zip(ours, theirs, strict=True)):
+    ours, theirs = _outputs(candidates[0]), _outputs(references[0])
+    omitted = [name for name in ours if name not in theirs and len(ours) > 1]
+    if set(theirs) - set(ours) or len(omitted) > (probe.may_omit if len(theirs) == 1 else 0):
+        return unseen("extra", f"the candidate returns {', '.join(ours)}, the reference {', '.join(theirs)}")
+    for name, r in theirs.items():
+        c = ours[name]
         if list(c.shape) != list(r.shape):
-            return unseen("shape_mismatch", f"output {index} is {list(c.shape)}, the reference's is {list(r.shape)}")
+            return unseen("shape_mismatch", f"output {name} is {list(c.shape)}, the reference's is {list(r.shape)}")
         if paddle_backend.dtype_name(c) != hf.dtype_name(r):
-            return unseen("dtype_mismatch", f"output {index} is {c.dtype}, the reference's is {r.dtype}")
-    values, expected = paddle_backend.to_numpy(ours[0]), hf.to_numpy(theirs[0])
-    for side, array in (("reference", expected), ("candidate", values)):
-        if not finite(array, mask):
-            return unseen("nonfinite", f"the {side}'s output has values that are not finite")
+            return unseen("dtype_mismatch", f"output {name} is {c.dtype}, the reference's is {r.dtype}")
+    compared = probe.key or next(iter(theirs))
+    if compared not in theirs:
+        return unseen("missing", f"the models return {', '.join(theirs)}, not {compared}")
+    values, expected = paddle_backend.to_numpy(ours[compared]), hf.to_numpy(theirs[compared])
     try:
-        metrics = measure(values, expected, mask)
+        for side, array in (("reference", expected), ("candidate", values)):
+            if not finite(array, mask):
+                return unseen("nonfinite", f"the {side}'s output has values that are not finite")
+        metrics = measure(values, expected, mask, scale=probe.scale)
     except ValueError as empty:
         return unseen("empty", str(empty))
     return Record(
@@ -182,8 +190,26 @@ def _items(report: Any, net_id: int) -> list[Any]:
     return [item for item in report.items if item.type == "forward" and item.net_id == net_id]
 
 
-def _tensors(item: Any) -> list[Any]:
-    return [tensor for (tensor,) in padiff_utils.for_each_tensor(item.output)]
+def _outputs(item: Any) -> dict[str, Any]:
+    """What a module returned: name (position, where it has none) -> tensor."""
+    output = item.output
+    named = output.items() if isinstance(output, Mapping) else enumerate(_flat(output))
+    found: dict[str, Any] = {}
+    for name, value in named:
+        tensors = _flat(value)
+        found |= {str(name) if len(tensors) == 1 else f"{name}.{n}": tensor for n, tensor in enumerate(tensors)}
+    return found
+
+
+def _flat(value: Any) -> list[Any]:
+    return [tensor for (tensor,) in padiff_utils.for_each_tensor(value)]
+
+
+def _inject(convert: Callable[[Any], Any], recorded: Sequence[Any], output: Any) -> Any:
+    """`output` with its tensors replaced by the reference's; what the reference does not return stays."""
+    theirs = [convert(value) for value in flatten(recorded[0])]
+    ours = flatten(output)
+    return pack_sequence_as(output, [*theirs[: len(ours)], *ours[len(theirs) :]])
 
 
 def _padiff_equal(candidate: Any, reference: Any) -> bool:
@@ -211,6 +237,7 @@ def _patched() -> Iterator[None]:
 
     - extract_frame_summary asserts when the tool is installed under /usr/local;
     - tensor transfer and the log of the maximum cannot handle bfloat16;
+    - injection needs as many tensors on both sides, also where one returns something more;
     - log files would go beside the console script, whose `diff_log` folder would be deleted first;
     - options and in-hook flags outlive a call, hooks outlive an exception;
     - it prints to stdout.
@@ -226,6 +253,7 @@ def _patched() -> Iterator[None]:
         replacements: dict[str, Any] = {
             "extract_frame_summary": lambda: (None, []),
             "_torch_tensor_to_paddle_tensor": _to_paddle,
+            "map_structure_and_replace_key": _inject,
             "max_diff": lambda *_: "not computed",
             "log_file": log_file,
         }

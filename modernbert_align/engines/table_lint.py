@@ -12,7 +12,7 @@ import transformers
 from modernbert_align.backends.paddle import quiet
 from modernbert_align.core.model_config import parse_config
 from modernbert_align.core.table import Entry, Side, Table
-from modernbert_align.models.modernbert import modeling
+from modernbert_align.models import modernbert
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import ModernBertDecoder
 
@@ -76,7 +76,7 @@ def _live(architecture: str, raw: dict[str, Any]) -> dict[str, tuple[dict[str, t
     with torch.device("meta"):
         reference = getattr(transformers, architecture)(transformers.ModernBertConfig(**config))
     with quiet():
-        candidate = getattr(modeling, architecture)(ModernBertConfig(**config))
+        candidate = getattr(modernbert, architecture)(ModernBertConfig(**config))
     return {
         "hf": (
             {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()},

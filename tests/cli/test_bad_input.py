@@ -46,7 +46,7 @@ def other_model_type(folder):
 
 
 def other_architecture(folder):
-    edit_config(folder, architectures=["ModernBertForSequenceClassification"])
+    edit_config(folder, architectures=["ModernBertDecoderForCausalLM"])
 
 
 def unsupported_switch(folder):
@@ -89,7 +89,7 @@ BROKEN = {
     invalid_config: "not valid JSON",
     config_is_a_list: "not an object",
     other_model_type: "`bert`",
-    other_architecture: "ModernBertForSequenceClassification",
+    other_architecture: "ModernBertDecoderForCausalLM",
     unsupported_switch: "`hidden_activation` = `relu`",
     rope_scaling: "`rope_scaling`",
     wrong_sizes: "mlp.Wi.weight",

@@ -666,7 +666,7 @@ def test_the_umask_is_respected(source, asking, tmp_path, umask, folder_mode, fi
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
-        ({"architectures": ["ModernBertForSequenceClassification"]}, UsageError, "ModernBertForSequenceClassification"),
+        ({"architectures": ["ModernBertDecoderForCausalLM"]}, UsageError, "ModernBertDecoderForCausalLM"),
         ({"architectures": None}, UsageError, "architecture `none`"),
         ({"model_type": "bert"}, ConfigError, "`model_type` is `bert`"),
         ({"rope_scaling": {"factor": 2}}, ConfigError, "`rope_scaling`"),

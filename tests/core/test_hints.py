@@ -39,8 +39,9 @@ def checked(*differences, dtype="fp32"):
         ("layers.3", "residuals add them up"),
         ("final_norm", "order of the layers"),
         ("head", "norm(act(dense(x)))"),
-        ("logits", "tied decoder"),
+        ("logits", "decoder's or classifier"),
         ("output", "what forward() returns"),
+        ("loss", "which labels count and how the mean is taken"),
     ],
 )
 def test_each_probe_has_its_own_advice(probe, word):
@@ -49,12 +50,28 @@ def test_each_probe_has_its_own_advice(probe, word):
     assert word in text
 
 
-def test_every_probe_of_a_model_has_advice(tiny_config):
+@pytest.mark.parametrize(
+    ("head", "patterns"),
+    [
+        ("base", 8),
+        ("masked_lm", 11),
+        ("sequence_classification", 11),
+        ("token_classification", 11),
+        ("question_answering", 12),
+        ("multiple_choice", 11),
+    ],
+)
+def test_every_probe_of_a_model_has_advice(tiny_config, head, patterns):
     found = {
         probe.pattern: hints(judgement(probe=probe.name), [], [])[0].removeprefix(probe.name)
-        for probe in load_probes(tiny_config(), "masked_lm", "model.")
+        for probe in load_probes(tiny_config(), head, "model.")
     }
-    assert len(set(found.values())) == len(found) == 10
+    assert len(found) == patterns
+    # Whatever else the model returns is an output like `output`; everything else has advice of its own.
+    outputs = {pattern: found.pop(pattern) for pattern in ("output", "start_logits", "end_logits") if pattern in found}
+    assert len(set(outputs.values())) == 1
+    assert "what forward() returns" in next(iter(outputs.values()))
+    assert len({*found.values(), *outputs.values()}) == len(found) + 1
 
 
 @pytest.mark.parametrize("probe", ["layers.0.rotary", "layers.2.attn_weights", "pooler", "layers.x"])

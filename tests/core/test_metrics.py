@@ -1,6 +1,7 @@
 """Error measures, against plain formulas in float64."""
 
 import math
+import re
 
 import ml_dtypes
 import numpy as np
@@ -133,14 +134,27 @@ def test_of_equally_large_errors_the_first_is_named(size, monkeypatch):
     assert measure(candidate, reference, np.ones((2, 4), bool)).worst_index == (0, 1, 2)
 
 
-def test_a_tensor_that_is_not_batch_by_seq_is_compared_whole():
-    reference = np.ones((5, 4), np.float32)
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5), (4, 2), (2,), (8,), (), (1, 2, 4)])
+def test_a_tensor_that_is_not_batch_by_seq_is_refused_with_a_mask(shape):
+    reference = np.ones(shape, np.float32)
     candidate = reference.copy()
-    candidate[4, 3] = 3
+    candidate[(-1,) * len(shape)] = 3
     mask = np.zeros((2, 4), bool)
     mask[0, 0] = True
-    assert measure(candidate, reference, mask).elements == 20
-    assert measure(candidate, reference, mask).worst_index == (4, 3)
+    place = rf"{re.escape(str(list(shape)))} is not \[batch seq \.\.\.\] for the mask \[2, 4\]"
+    with pytest.raises(ValueError, match=place):
+        measure(candidate, reference, mask)
+    with pytest.raises(ValueError, match=place):
+        finite(candidate, mask)
+    assert finite(candidate, None)
+    whole = measure(candidate, reference, None)
+    assert whole.elements == reference.size
+    assert whole.worst_index == tuple(n - 1 for n in shape)
+
+
+def test_no_value_that_is_not_finite_hides_behind_a_mask_that_does_not_fit():
+    with pytest.raises(ValueError, match="is not"):
+        finite(np.full((3, 4), np.nan, np.float32), np.ones((2, 4), bool))
 
 
 def test_a_zero_reference_has_a_relative_error_only_if_it_is_met():
@@ -152,6 +166,45 @@ def test_a_zero_reference_has_a_relative_error_only_if_it_is_met():
     assert found.rel_l2 is None
     assert found.max_abs == pytest.approx(1e-30)
     assert found.reference_rms == 0
+
+
+@given(shape=SHAPES, seed=st.integers(0, 10_000), masked=st.booleans(), scale=st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
+def test_errors_are_relative_to_the_reference_or_to_the_scale_whichever_is_larger(shape, seed, masked, scale):
+    candidate, reference = pair(shape, seed)
+    mask = np.ones(shape[:2], bool) if masked else None
+    plain, scaled = measure(candidate, reference, mask), measure(candidate, reference, mask, scale=scale)
+    c, r = candidate.astype(np.float64), reference.astype(np.float64)
+    size = max(np.linalg.norm(r), scale * math.sqrt(r.size))
+    assert scaled.rel_l2 == pytest.approx(np.linalg.norm(c - r) / size, rel=1e-12)
+    others = set(vars(plain)) - {"rel_l2"}
+    assert {name: getattr(scaled, name) for name in others} == {name: getattr(plain, name) for name in others}
+
+
+def test_a_scale_makes_small_values_absolute_and_leaves_large_ones_relative():
+    small, large = np.full((4, 9), 1e-3, np.float32), np.full((4, 9), 8.0, np.float32)
+    assert measure(small + np.float32(1e-3), small, None).rel_l2 == pytest.approx(1.0)
+    assert measure(small + np.float32(1e-3), small, None, scale=1.0).rel_l2 == pytest.approx(1e-3)
+    assert measure(large + 2, large, None, scale=1.0).rel_l2 == measure(large + 2, large, None).rel_l2 == 0.25
+    assert measure(np.float32(2.5), np.float32(2.0), None, scale=1.0).rel_l2 == 0.25  # a loss
+    assert measure(np.float32(0.5), np.float32(0.25), None, scale=1.0).rel_l2 == 0.25
+
+
+def test_the_scale_counts_compared_elements_only():
+    reference = np.zeros((2, 4, 3), np.float32)
+    candidate = reference.copy()
+    candidate[0, 0] = 3.0
+    candidate[1, 3] = 1e9  # padding
+    mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
+    assert measure(candidate, reference, mask, scale=1.0).rel_l2 == pytest.approx(math.sqrt(3 * 9.0 / 9))
+
+
+def test_with_a_scale_a_zero_reference_has_a_relative_error():
+    zero = np.zeros((2, 3), np.float32)
+    off = zero.copy()
+    off[1, 2] = 2.0
+    assert measure(off, zero, None).rel_l2 is None
+    assert measure(off, zero, None, scale=1.0).rel_l2 == pytest.approx(2 / math.sqrt(6))
+    assert measure(zero, zero, None, scale=1.0).rel_l2 == 0.0
 
 
 def test_equal_tensors_have_no_error_anywhere():

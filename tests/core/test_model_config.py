@@ -63,6 +63,8 @@ def test_every_plain_key_is_read():
         "classifier_dropout": 0.35,
         "classifier_bias": True,
         "classifier_activation": "silu",
+        "num_labels": 5,
+        "problem_type": "regression",
         "sparse_prediction": True,
         "sparse_pred_ignore_index": -7,
         "tie_word_embeddings": False,
@@ -156,6 +158,7 @@ def test_another_model_type_is_refused(model_type):
         "num_attention_heads",
         "max_position_embeddings",
         "local_attention",
+        "num_labels",
     ],
 )
 @pytest.mark.parametrize("value", [0, -8, 2.5, "8", True, [8]])
@@ -219,6 +222,41 @@ def test_a_pooling_that_is_not_implemented_is_refused_by_name():
     error = refused(classifier_pooling="max")
     assert error.message.startswith("`classifier_pooling` = `max`")
     assert error.hint == "supported: cls, mean"
+
+
+@pytest.mark.parametrize("kind", ["regression", "single_label_classification", "multi_label_classification"])
+def test_every_problem_type_of_the_reference_is_read(kind):
+    assert parsed(problem_type=kind).problem_type == kind
+
+
+@pytest.mark.parametrize("value", ["ranking", "Regression", "", 1, True, ["regression"]])
+def test_an_unknown_problem_type_is_refused_by_name(value):
+    assert parsed(problem_type=None).problem_type is None
+    error = refused(problem_type=value)
+    assert error.message.startswith(f"`problem_type` = `{value}`")
+    assert error.hint == "supported: regression, single_label_classification, multi_label_classification"
+
+
+def test_the_number_of_labels_is_that_of_their_names():
+    assert parsed().num_labels == 2
+    assert parsed(num_labels=7).num_labels == 7
+    assert parsed(num_labels=7.0) == parsed(num_labels=7)
+    assert parsed(id2label={"0": "bad", "1": "fair", "2": "good"}).num_labels == 3
+    assert parsed(id2label={"0": "value"}).num_labels == 1
+    assert parsed(id2label=None, num_labels=4).num_labels == 4
+    assert parsed(id2label=None).num_labels == 2
+
+
+def test_names_of_labels_win_over_their_number():
+    assert parsed(id2label={"0": "a", "1": "b", "2": "c"}, num_labels=9).num_labels == 3
+
+
+@pytest.mark.parametrize("value", [{}, [], ["a", "b"], "ab", 2, True, False, 0])
+def test_names_of_labels_that_are_none_are_refused_by_name(value):
+    error = refused(id2label=value)
+    assert error.message.startswith(f"`id2label` is `{value!r}`")
+    assert "an object with a name per label" in error.message
+    refused(id2label=value, num_labels=3)  # a number beside them does not help
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_refused():

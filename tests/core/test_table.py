@@ -39,6 +39,15 @@ BIASES = {
     "classifier_bias": ["head.dense"],
     "decoder_bias": ["decoder"],
 }
+HEADS = {
+    "base": "ModernBertModel",
+    "masked_lm": "ModernBertForMaskedLM",
+    "sequence_classification": "ModernBertForSequenceClassification",
+    "token_classification": "ModernBertForTokenClassification",
+    "question_answering": "ModernBertForQuestionAnswering",
+    "multiple_choice": "ModernBertForMultipleChoice",
+}
+CLASSIFIERS = sorted({*HEADS} - {"base", "masked_lm"})
 FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in (*BIASES, "tie_word_embeddings")})
 
 
@@ -90,8 +99,38 @@ def test_the_base_model_has_no_prefix_and_no_head(table, tiny_config):
     assert [entry.hf for entry in table.expand(tiny_config(), "base")] == body
 
 
-def test_names_are_the_same_on_both_sides(table, tiny_config):
-    assert all(entry.hf == entry.paddle for entry in table.expand(tiny_config(), "masked_lm"))
+@pytest.mark.parametrize("head", CLASSIFIERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_has_its_own_end_in_place_of_the_decoder(table, tiny_config, head, tied):
+    names = [entry.hf for entry in table.expand(tiny_config(tie_word_embeddings=tied), head)]
+    assert names == [*MASKED_LM[:-2], "classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize("head", CLASSIFIERS)
+def test_a_classifier_has_a_row_per_label_and_that_of_multiple_choice_has_one(table, tiny_config, head):
+    for labels in (1, 2, 5):
+        config = tiny_config(id2label={str(i): f"label {i}" for i in range(labels)})
+        entries = {e.hf: e for e in table.expand(config, head)}
+        width = 1 if head == "multiple_choice" else labels
+        weight, bias = entries["classifier.weight"], entries["classifier.bias"]
+        assert (weight.shape("hf"), weight.shape("paddle"), weight.op.name) == ((width, 8), (8, width), "T")
+        assert (bias.shape("hf"), bias.shape("paddle"), bias.op.name) == ((width,), (width,), "id")
+        assert weight.probe == bias.probe == "logits"
+
+
+@pytest.mark.parametrize("head", CLASSIFIERS)
+def test_the_bias_of_a_classifier_depends_on_no_switch(table, tiny_config, head):
+    def biases(value):
+        config = tiny_config(classifier_bias=value, decoder_bias=value)
+        return {e.hf for e in table.expand(config, head) if e.hf.endswith(".bias")}
+
+    assert biases(False) == {"classifier.bias"}
+    assert biases(True) == {"classifier.bias", "head.dense.bias"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_names_are_the_same_on_both_sides(table, tiny_config, head):
+    assert all(entry.hf == entry.paddle for entry in table.expand(tiny_config(), head))
 
 
 def test_layer_0_has_no_attention_norm_and_every_other_layer_has_one(table, tiny_config):
@@ -170,11 +209,17 @@ def test_the_published_parameter_counts_come_out(table):
 
     assert parameters(ModelConfig(), "base") == 149_014_272
     assert parameters(ModelConfig(), "masked_lm") == 149_655_232
+    classifier = 149_014_272 + 768 * 768 + 768  # with the prediction head
+    for head in ("sequence_classification", "token_classification", "question_answering"):
+        assert parameters(ModelConfig(), head) == classifier + 2 * 768 + 2 == 149_606_402
+        assert parameters(ModelConfig(num_labels=9), head) == classifier + 9 * 768 + 9
+    assert parameters(ModelConfig(), "multiple_choice") == classifier + 768 + 1
+    assert parameters(ModelConfig(num_labels=9), "multiple_choice") == classifier + 768 + 1
     large = ModelConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)
     assert parameters(large, "masked_lm") == 395_881_664
 
 
-@given(flags=FLAGS, layers=st.integers(1, 5), head=st.sampled_from(["base", "masked_lm"]))
+@given(flags=FLAGS, layers=st.integers(1, 5), head=st.sampled_from(sorted(HEADS)))
 def test_every_model_has_unique_names_known_probes_and_paths_back(flags, layers, head):
     table = load_table()
     config = ModelConfig(num_hidden_layers=layers, **flags)
@@ -209,16 +254,18 @@ def test_safetensors_formats_are_those_both_frameworks_read(table):
 
 
 def test_the_head_is_read_from_the_architecture(table):
-    assert table.head_of(["ModernBertForMaskedLM"], where="c") == "masked_lm"
-    assert table.head_of(["ModernBertModel"], where="c") == "base"
-    assert table.architecture("masked_lm") == "ModernBertForMaskedLM"
+    for head, architecture in HEADS.items():
+        assert table.head_of([architecture], where="c") == head
+        assert table.architecture(head) == architecture
+        assert table.prefix(head) == ("" if head == "base" else "model.")
+    assert table.heads == tuple(HEADS)
 
 
-@pytest.mark.parametrize("declared", [["BertForMaskedLM"], [], None])
+@pytest.mark.parametrize("declared", [["BertForMaskedLM"], ["ModernBertDecoderForCausalLM"], [], None])
 def test_an_architecture_outside_the_table_is_refused_by_name(table, declared):
     with pytest.raises(UsageError, match=f"`{(declared or ['none'])[0]}` of `some/config.json`") as refused:
         table.head_of(declared, where="some/config.json")
-    assert "ModernBertForMaskedLM" in refused.value.hint
+    assert refused.value.hint == f"supported: {', '.join(HEADS.values())}"
 
 
 def test_a_mistyped_head_gets_a_suggestion(table):
@@ -226,9 +273,12 @@ def test_a_mistyped_head_gets_a_suggestion(table):
     with pytest.raises(UsageError, match="unknown head `maskedlm`") as refused:
         table.check_head("maskedlm")
     assert refused.value.hint == "did you mean `masked_lm`?"
+    with pytest.raises(UsageError, match="unknown head `sequence-classification`") as refused:
+        table.check_head("sequence-classification")
+    assert refused.value.hint == "did you mean `sequence_classification`?"
     with pytest.raises(UsageError, match="unknown head `zzz`") as refused:
         table.check_head("zzz")
-    assert refused.value.hint == "heads: base, masked_lm"
+    assert refused.value.hint == f"heads: {', '.join(HEADS)}"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +328,11 @@ def test_a_broken_row_is_refused_when_the_table_is_loaded(broken, message):
     [
         (row(shape="Q"), "shape `Q` of row `x.weight` has the unknown dimension `Q`"),
         (row(shape="H h"), "shape `H h` of row `x.weight` has the unknown dimension `h`"),
+        (row(shape="2Q"), "shape `2Q` of row `x.weight` has the unknown dimension `2Q`"),
+        (row(shape="1.5"), "shape `1.5` of row `x.weight` has the unknown dimension `1.5`"),
+        (row(shape="-1 H"), "shape `-1 H` of row `x.weight` has the unknown dimension `-1`"),
+        (row(shape="HV"), "shape `HV` of row `x.weight` has the unknown dimension `HV`"),
+        (row(shape="H2"), "shape `H2` of row `x.weight` has the unknown dimension `H2`"),
         (row(when="hidden_size"), "row `x.weight` depends on `hidden_size`"),
         (row(when="not such_switch"), "row `x.weight` depends on `such_switch`"),
     ],
@@ -309,6 +364,12 @@ def test_a_head_that_names_unknown_rows_is_refused():
 
 def test_a_multiplied_dimension_is_multiplied():
     assert [e.hf_shape for e in expand(minimal(row(shape="3H 2V")))] == [(3 * 768, 2 * 50368)]
+
+
+def test_a_dimension_may_be_a_plain_integer():
+    assert [e.hf_shape for e in expand(minimal(row(shape="1")))] == [(1,)]
+    (entry,) = expand(minimal(row(shape="17 H", op="T")))
+    assert (entry.hf_shape, entry.paddle_shape) == ((17, 768), (768, 17))
 
 
 def test_layers_are_written_out_one_layer_after_the_other():

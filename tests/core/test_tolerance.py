@@ -35,6 +35,7 @@ def test_unit_roundoffs_are_those_of_the_formats():
 def test_every_number_says_where_it_comes_from():
     for tolerance in load_tolerances(("fp32", "bf16")).values():
         assert min(len(part.origin) for part in (tolerance.contract, tolerance.noise, tolerance.direct)) > 10
+        assert len(tolerance.direct.small_origin) > 10
 
 
 def test_the_fp32_contract_covers_every_probe_of_every_fixture():
@@ -42,6 +43,8 @@ def test_the_fp32_contract_covers_every_probe_of_every_fixture():
     for mode in ("isolated", "accumulated"):
         assert set(contract.scope(mode).fixtures) == FIXTURES
         assert contract.scope(mode).covers("layers.{i}.attn")
+        assert contract.scope(mode).covers("loss")
+        assert contract.scope(mode).exempt == ()
 
 
 def test_the_bf16_contract_covers_what_an_implementation_can_meet(tiny_config):
@@ -49,7 +52,9 @@ def test_the_bf16_contract_covers_what_an_implementation_can_meet(tiny_config):
     assert set(contract.scope("isolated").fixtures) == FIXTURES
     assert set(contract.scope("accumulated").fixtures) == {"tiny", "base"}
     patterns = {probe.pattern for probe in load_probes(tiny_config(), "masked_lm", "model.")}
-    assert {p for p in patterns if contract.scope("isolated").covers(p)} == patterns
+    assert {p for p in patterns if contract.scope("isolated").covers(p)} == patterns - {"loss"}
+    assert contract.scope("isolated").exempt == ("loss",)
+    assert contract.scope("accumulated").exempt == ()
     covered = {p for p in patterns if contract.scope("accumulated").covers(p)}
     assert covered == {"embeddings", "layers.{i}", "final_norm"}
 
@@ -60,6 +65,42 @@ def test_scopes_are_patterns_and_not_prefixes():
     assert not scope.covers("layers.{i}.attn")
     assert not scope.covers("layers.0")
     assert not scope.covers("")
+
+
+def test_what_is_exempt_is_not_covered_whichever_way_it_is_listed(document):
+    scope = {"fixtures": ["tiny"], "probes": ["*"], "except": ["loss", "layers.{i}"]}
+    document["contract"]["isolated"] = scope
+    for listed in (["*"], ["loss", "layers.{i}", "head"]):
+        scope["probes"] = listed
+        covering = Tolerance.model_validate(document).contract.isolated
+        assert covering.covers("head")
+        assert not covering.covers("loss")
+        assert not covering.covers("layers.{i}")
+        assert covering.covers("layers.{i}.attn") is (listed == ["*"])  # patterns and not prefixes
+    assert Tolerance.model_validate(document).contract.accumulated.covers("loss")
+
+
+def test_few_elements_have_a_larger_ratio_up_to_the_limit_and_not_beyond():
+    for tolerance in load_tolerances(("fp32", "bf16")).values():
+        direct = tolerance.direct
+        assert (direct.factor, direct.small_elements, direct.small_factor) == (2.0, 100, 8.0)
+        assert {n: direct.factor_for(n) for n in (1, 2, 99, 100, 101, 102, 10_000_000)} == {
+            1: 8.0,
+            2: 8.0,
+            99: 8.0,
+            100: 8.0,
+            101: 2.0,
+            102: 2.0,
+            10_000_000: 2.0,
+        }
+
+
+def test_the_larger_ratio_is_the_one_declared(document):
+    document["direct"] |= {"factor": 3.0, "small_elements": 7, "small_factor": 5.0}
+    direct = Tolerance.model_validate(document).direct
+    assert [direct.factor_for(n) for n in (1, 7, 8)] == [5.0, 5.0, 3.0]
+    document["direct"]["small_elements"] = 0
+    assert Tolerance.model_validate(document).direct.factor_for(1) == 3.0
 
 
 def test_the_floor_is_one_rounding_and_that_of_a_sum(document):
@@ -83,9 +124,15 @@ def test_tolerances_are_loaded_by_dtype():
         ("contract.origin", ""),
         ("contract.max_abs", 1e-3),
         ("contract.isolated.heads", ["base"]),
+        ("contract.isolated.except", "loss"),
         ("noise.factor", 0),
         ("direct.factor", -2),
         ("direct.origin", ""),
+        ("direct.small_factor", 0),
+        ("direct.small_elements", -1),
+        ("direct.small_elements", 1.5),
+        ("direct.small_origin", ""),
+        ("direct.tiny_factor", 9.0),
         ("dtype", "fp8"),
         ("rescue", True),
     ],
@@ -106,9 +153,24 @@ def test_a_wrong_or_unknown_entry_is_refused_by_name(document, tmp_path, monkeyp
     assert refused.value.message.startswith(f"`fp32.toml`: {path}: ")
 
 
-@pytest.mark.parametrize("path", ["contract", "direct", "noise", "unit_roundoff"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "contract",
+        "direct",
+        "noise",
+        "unit_roundoff",
+        "direct.small_elements",
+        "direct.small_factor",
+        "direct.small_origin",
+    ],
+)
 def test_a_missing_entry_is_refused_by_name(document, monkeypatch, path):
     monkeypatch.setattr(module, "read_toml", lambda _path: (document, "digest"))
-    del document[path]
+    *parents, key = path.split(".")
+    place = document
+    for parent in parents:
+        place = place[parent]
+    del place[key]
     with pytest.raises(TableError, match=f"`fp32.toml`: {path}: "):
         load_tolerance("fp32")

@@ -25,6 +25,7 @@ from modernbert_align.errors import ReportError
 
 TOLERANCES = load_tolerances(("fp32", "bf16"))
 WEIGHTS = 7
+SMALL = 100  # elements up to which criterion 4 allows more
 NAN, INF = float("nan"), float("inf")
 ISOLATED, ACCUMULATED = MODES
 
@@ -59,8 +60,8 @@ class Comparison:
             dtype=dtype,
             mode=mode,
             observation="compared",
-            shape=(2, 5, 8),
-            elements=80 - n,
+            shape=(2, 25, 8),
+            elements=SMALL + 100 - n,
             mean_abs=share * limit(dtype),
             max_abs=share * limit(dtype) * 5,
             rel_l2=share * self.floor(probe.name, dtype),
@@ -167,7 +168,7 @@ def test_a_comparison_within_every_limit_passes(probes, dtype, fixture):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("probe", ["embeddings", "layers.0.attn", "layers.2", "final_norm", "logits", "output"])
+@pytest.mark.parametrize("probe", ["embeddings", "layers.0.attn", "layers.2", "final_norm", "logits", "output", "loss"])
 def test_an_overrun_that_rounding_explains_is_explained_and_fails_under_the_contract(comparison, probe, mode):
     comparison.over_contract(probe, mode)
     assert comparison.outcome() == EXPLAINED
@@ -177,7 +178,7 @@ def test_an_overrun_that_rounding_explains_is_explained_and_fails_under_the_cont
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("probe", ["embeddings", "layers.0.attn", "layers.2", "final_norm", "logits", "output"])
+@pytest.mark.parametrize("probe", ["embeddings", "layers.0.attn", "layers.2", "final_norm", "logits", "output", "loss"])
 def test_an_overrun_that_rounding_does_not_explain_fails(comparison, probe, mode):
     comparison.over_contract(probe, mode).over_null(probe, mode)
     assert comparison.outcome() == FAIL
@@ -243,6 +244,54 @@ def test_the_direct_criterion_holds_up_to_its_limit_and_not_beyond(both, dtype):
     assert both.row("logits", ISOLATED, dtype).null_ratio == 2
     both.wrong("logits", ISOLATED, dtype, rel_l2=edge * (1 + 1e-12))
     assert both.outcome() == FAIL
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("elements", "factor"), [(1, 8), (2, 8), (99, 8), (100, 8), (101, 2), (1000, 2)])
+def test_a_row_of_few_elements_may_be_further_off_and_one_more_element_may_not(both, dtype, mode, elements, factor):
+    assert TOLERANCES[dtype].direct.small_elements == SMALL
+    edge = factor * both.floor("logits", dtype)
+    both.wrong("logits", mode, dtype, elements=elements, rel_l2=edge)
+    assert both.outcome() == PASS
+    row = both.row("logits", mode, dtype)
+    assert (row.direct_limit, row.null_ratio) == (edge, factor)
+    both.wrong("logits", mode, dtype, rel_l2=edge * (1 + 1e-12))
+    assert both.outcome() == FAIL
+    assert both.row("logits", mode, dtype).failed == ("direct",)
+
+
+@pytest.mark.parametrize(("elements", "status"), [(SMALL, "pass"), (SMALL + 1, "fail")])
+def test_the_same_error_passes_in_few_elements_and_fails_in_more(comparison, elements, status):
+    comparison.over_null("logits", ISOLATED).wrong("logits", ISOLATED, elements=elements)
+    assert comparison.row("logits", ISOLATED).status == status
+
+
+def test_the_larger_ratio_is_one_of_the_measured_null_too(comparison):
+    floor = comparison.floor("logits", "fp32")
+    comparison.wrong("logits", ACCUMULATED, elements=SMALL, rel_l2=79 * floor, null_rel_l2=10 * floor)
+    assert comparison.outcome() == PASS
+    assert comparison.row("logits", ACCUMULATED).direct_limit == pytest.approx(80 * floor)
+    comparison.wrong("logits", ACCUMULATED, rel_l2=81 * floor)
+    assert comparison.outcome() == FAIL
+
+
+def test_few_elements_widen_no_other_limit_and_no_other_row(comparison):
+    comparison.wrong("logits", ISOLATED, elements=1).over_contract("logits", ISOLATED)
+    assert comparison.outcome() == EXPLAINED
+    comparison.over_null("head", ISOLATED)
+    assert comparison.row("head", ISOLATED).status == "fail"
+    for changes in ({"rel_l2": None}, {"rel_l2": NAN}, {"mean_abs": None}):
+        again = Comparison(tuple(comparison.probes.values())).wrong("logits", ISOLATED, elements=1, **changes)
+        assert again.outcome() in (FAIL, NOT_COMPARED)
+
+
+def test_the_larger_ratio_is_that_of_the_tolerances_handed_in(comparison):
+    comparison.over_null("logits", ISOLATED).wrong("logits", ISOLATED, elements=SMALL)
+    direct = TOLERANCES["fp32"].direct
+    for changes, verdict in (({}, "PASS"), ({"small_elements": SMALL - 1}, "FAIL"), ({"small_factor": 2.4}, "FAIL")):
+        handed = TOLERANCES["fp32"].model_copy(update={"direct": direct.model_copy(update=changes)})
+        assert comparison.judge(tolerances={"fp32": handed}).verdict == verdict
 
 
 def test_a_measured_null_above_the_floor_widens_the_direct_limit(comparison):
@@ -324,9 +373,30 @@ def test_the_bf16_contract_on_accumulated_rows_depends_on_the_fixture(probes, fi
 @pytest.mark.parametrize("fixture", ["tiny", "tiny-sensitive", "base", "large", None])
 def test_isolated_bf16_and_all_fp32_rows_are_under_the_contract(probes, fixture):
     rows = Comparison(probes, RUNS["bf16"], fixture).judge().rows
-    assert all(row.contract for row in rows if (row.dtype, row.mode) != ("bf16", ACCUMULATED))
+    outside = {(row.probe, row.dtype, row.mode) for row in rows if not row.contract and row.mode == ISOLATED}
+    assert outside == {("loss", "bf16", ISOLATED)}
+    assert all(row.contract for row in rows if row.dtype == "fp32")
     assert {row.contract_limit for row in rows if row.dtype == "fp32"} == {1e-5}
-    assert {row.contract_limit for row in rows if row.dtype == "bf16" and row.mode == ISOLATED} == {1e-3}
+    isolated = [row for row in rows if row.dtype == "bf16" and row.mode == ISOLATED]
+    assert {row.contract_limit for row in isolated if row.probe != "loss"} == {1e-3}
+    assert [row.contract_limit for row in isolated if row.probe == "loss"] == [None]
+
+
+@pytest.mark.parametrize("fixture", ["tiny", "tiny-sensitive", "base", "large", None])
+def test_the_bf16_loss_is_judged_by_rounding_alone(probes, fixture):
+    comparison = Comparison(probes, RUNS["bf16"], fixture)
+    for mode in MODES:
+        comparison.over_contract("loss", mode, "bf16").wrong("loss", mode, "bf16", elements=1)
+    assert comparison.outcome() == PASS
+    floor = comparison.floor("loss", "bf16")
+    for mode in MODES:
+        comparison.wrong("loss", mode, "bf16", rel_l2=8.5 * floor)
+        assert comparison.outcome() == FAIL
+        assert comparison.row("loss", mode, "bf16").failed == ("direct",)
+        comparison.wrong("loss", mode, "bf16", rel_l2=floor)
+    assert comparison.outcome() == PASS
+    comparison.over_contract("loss", ISOLATED, "fp32")
+    assert comparison.outcome() == EXPLAINED
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class ModernBertConfig(PretrainedConfig):
         rest = {key: value for key, value in kwargs.items() if key not in (*_V4_KEYS, *_RESOLVED, "model_type")}
         super().__init__(**rest)
         for field in fields(ModelConfig):
-            if field.name not in ("layer_types", "full_rope_theta", "sliding_rope_theta"):
+            if field.name not in ("layer_types", "full_rope_theta", "sliding_rope_theta", "num_labels"):
                 setattr(self, field.name, getattr(model, field.name))
         self.layer_types = list(model.layer_types)
         self.rope_parameters = model.rope_parameters()

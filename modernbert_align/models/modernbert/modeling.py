@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.model_outputs import BaseModelOutput, MaskedLMOutput
@@ -32,6 +31,7 @@ from modernbert_align.models.modernbert.layers import (
     ModernBertPredictionHead,
     TokenEmbedding,
 )
+from modernbert_align.models.modernbert.losses import cross_entropy
 from modernbert_align.models.modernbert.precision import rounded
 
 __all__ = ["ModernBertForMaskedLM", "ModernBertModel", "ModernBertPretrainedModel"]
@@ -102,6 +102,14 @@ class ModernBertPretrainedModel(PretrainedModel):
             if entry.op.stored
         ]
 
+    @classmethod
+    def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
+        """Cast what was read to the model's dtype first; PaddleNLP does not when encoder and file differ in prefix."""
+        state, dtype = kwargs.get("state_dict"), kwargs.get("dtype")
+        if state is not None and dtype is not None:
+            kwargs["state_dict"] = {name: tensor.astype(dtype) for name, tensor in state.items()}
+        return super()._load_pretrained_model(*args, **kwargs)
+
     def _init_weights(self, layer: nn.Layer) -> None:
         """Draw the weights of one layer from the reference's distribution: a truncated normal per role.
 
@@ -121,11 +129,53 @@ class ModernBertPretrainedModel(PretrainedModel):
             stds = [(layer.dense, outer)]
         elif isinstance(layer, ModernBertDecoder) and not config.tie_word_embeddings:
             stds = [(layer, outer)]
+        elif isinstance(getattr(layer, "classifier", None), nn.Linear):
+            stds = [(layer.classifier, config.hidden_size**-0.5)]
         for module, std in stds:
             cutoff = config.initializer_cutoff_factor * std
             nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(module.weight)
             if getattr(module, "bias", None) is not None:
                 nn.initializer.Constant(0.0)(module.bias)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> nn.Embedding:
+        """Change the size of the vocabulary: drop tokens at the end, or add freshly drawn ones.
+
+        A decoder follows: a tied one shares the new table, an untied one is resized like it, and its bias gets zeros.
+
+        Args:
+            new_num_tokens: Size of the new vocabulary; None changes nothing.
+
+        Returns:
+            The token embedding.
+        """
+        old = self.get_input_embeddings()
+        if new_num_tokens is None or new_num_tokens == old.weight.shape[0]:
+            return old
+        self.config.vocab_size = new_num_tokens
+        embedding = TokenEmbedding(self.config)
+        std = self.config.initializer_range
+        _copy_rows(old.weight, embedding.weight, std, self.config.initializer_cutoff_factor * std)
+        self.set_input_embeddings(embedding)
+        decoder = self.get_output_embeddings()
+        if decoder is not None:
+            new = ModernBertDecoder(self.config, embedding if self.config.tie_word_embeddings else None)
+            if not self.config.tie_word_embeddings:
+                _copy_rows(decoder.weight, new.weight, std, self.config.initializer_cutoff_factor * std)
+            if decoder.bias is not None:
+                _copy_rows(decoder.bias, new.bias, 0.0, 0.0)
+            self.set_output_embeddings(new)
+        return embedding
+
+
+def _copy_rows(old: paddle.Tensor, new: paddle.Tensor, std: float, cutoff: float) -> None:
+    """Fill `new` with `old`'s rows; rows beyond those are drawn anew (zeros if std is 0)."""
+    if std:
+        nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(new)
+    else:
+        nn.initializer.Constant(0.0)(new)
+    kept = min(old.shape[0], new.shape[0])
+    with paddle.no_grad():
+        new[:kept] = old[:kept].astype(new.dtype)
 
 
 @register_base_model
@@ -214,21 +264,6 @@ class ModernBertModel(ModernBertPretrainedModel):
         return output if return_dict else output.to_tuple()
 
 
-def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-    """Mean cross entropy over the labels that count, in float32.
-
-    Paddle's own mean divides by all positions when the ignored label is negative; the reference by those that count.
-
-    Args:
-        logits: [positions classes].
-        labels: [positions]; -100 does not count.
-
-    Source: transformers 5.23.0, loss/loss_utils.py, ForMaskedLMLoss.
-    """
-    total = F.cross_entropy(logits.astype("float32"), labels, ignore_index=-100, reduction="sum")
-    return total / (labels != -100).astype("float32").sum()
-
-
 class ModernBertForMaskedLM(ModernBertPretrainedModel):
     """The encoder with a language-modeling head.
 
@@ -296,7 +331,8 @@ class ModernBertForMaskedLM(ModernBertPretrainedModel):
         logits = self.decoder(self.head(hidden_states))  # [batch seq vocab] or [positions vocab]
         loss = None
         if labels is not None:
-            loss = cross_entropy(logits.reshape([-1, self.config.vocab_size]), labels.flatten())
+            flat = logits.reshape([-1, self.config.vocab_size]).astype("float32")
+            loss = cross_entropy(flat, labels.flatten())
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

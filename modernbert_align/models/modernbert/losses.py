@@ -1,0 +1,72 @@
+"""The reference's losses, in the precision the reference computes them in.
+
+Source: transformers 5.23.0, loss/loss_utils.py, and the heads of models/modernbert/modeling_modernbert.py.
+"""
+
+import paddle
+import paddle.nn.functional as F
+
+from modernbert_align.models.modernbert.precision import rounded
+
+
+def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: int = -100) -> paddle.Tensor:
+    """Mean cross entropy over the labels that count; not a number if none does, as in the reference.
+
+    Paddle's own mean divides by all positions when the ignored label is negative.
+
+    Args:
+        logits: [positions classes].
+        labels: [positions]; `ignore_index` does not count.
+
+    Returns:
+        Scalar in the dtype of `logits`.
+    """
+    counted = labels != ignore_index  # [positions]
+    safe = paddle.where(counted, labels, paddle.zeros_like(labels)).unsqueeze(-1)  # [positions 1]
+    log_probabilities = rounded(F.log_softmax, logits, axis=-1).astype("float32")  # [positions classes]
+    picked = paddle.take_along_axis(log_probabilities, safe, axis=-1).squeeze(-1)  # [positions]
+    counted = counted.astype("float32")
+    total = (-(picked * counted).sum()).astype(logits.dtype)  # the reference keeps the sum in the logits' dtype
+    return rounded(paddle.divide, total, counted.sum())
+
+
+def classification_loss(
+    logits: paddle.Tensor, labels: paddle.Tensor, num_labels: int, problem_type: str | None
+) -> paddle.Tensor:
+    """Loss of a sequence classifier: regression, one label, or several.
+
+    Args:
+        logits: [batch num_labels].
+        labels: [batch] class indices, or [batch num_labels] (regression with one label: [batch]) numbers.
+        problem_type: `regression`, `single_label_classification`, `multi_label_classification`, or None to tell from
+            the number of labels and their dtype.
+    """
+    if problem_type is None:
+        integers = labels.dtype in (paddle.int64, paddle.int32)
+        single = "single_label_classification" if integers else "multi_label_classification"
+        problem_type = "regression" if num_labels == 1 else single
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits.reshape([-1, num_labels]), labels.flatten())
+    wide = logits.astype("float32")  # with float32 labels the reference computes these two in float32
+    if problem_type == "regression":
+        squeezed = (wide.flatten(), labels.flatten()) if num_labels == 1 else (wide, labels)
+        return F.mse_loss(*squeezed)
+    return F.binary_cross_entropy_with_logits(wide, labels)
+
+
+def span_loss(
+    start_logits: paddle.Tensor,
+    end_logits: paddle.Tensor,
+    start_positions: paddle.Tensor,
+    end_positions: paddle.Tensor,
+) -> paddle.Tensor:
+    """Mean of the two cross entropies; positions beyond the sequence do not count.
+
+    Args:
+        start_logits, end_logits: [batch seq].
+        start_positions, end_positions: [batch] or [batch 1].
+    """
+    beyond = start_logits.shape[1]
+    start = cross_entropy(start_logits, start_positions.flatten().clip(0, beyond), ignore_index=beyond)
+    end = cross_entropy(end_logits, end_positions.flatten().clip(0, beyond), ignore_index=beyond)
+    return rounded(paddle.scale, rounded(paddle.add, start, end), scale=0.5)
