@@ -23,7 +23,7 @@ HEADS = [
 @pytest.mark.parametrize("model", ["tiny", "tiny-sensitive"])
 @pytest.mark.parametrize("head", HEADS)
 def test_head_aligns_in_both_precisions(cli, tmp_path, head, model):
-    code, out, err = cli(
+    code, out, _ = cli(
         "diff", "--model", model, "--head", head, "--dtype", "bf16", "--report-dir", tmp_path, "--json"
     )
     report = json.loads(out)
