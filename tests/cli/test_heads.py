@@ -23,9 +23,7 @@ HEADS = [
 @pytest.mark.parametrize("model", ["tiny", "tiny-sensitive"])
 @pytest.mark.parametrize("head", HEADS)
 def test_head_aligns_in_both_precisions(cli, tmp_path, head, model):
-    code, out, _ = cli(
-        "diff", "--model", model, "--head", head, "--dtype", "bf16", "--report-dir", tmp_path, "--json"
-    )
+    code, out, _ = cli("diff", "--model", model, "--head", head, "--dtype", "bf16", "--report-dir", tmp_path, "--json")
     report = json.loads(out)
     assert code == 0, report["first_failing"]
     probes = {row["probe"] for row in report["rows"]}
