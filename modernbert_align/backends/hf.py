@@ -50,9 +50,14 @@ def _config_in_v4_spelling(folder: Path) -> Any:
     """The configuration as transformers 4 understands it; on its own it silently ignores the keys of version 5.
 
     Raises:
-        ConfigError: The layer pattern cannot be said in version 4.
+        ConfigError: The layer pattern or the RoPE scaling cannot be said in version 4.
     """
     resolved = parse_config(read_config_file(folder), where=str(folder / "config.json"))
+    if resolved.full_rope_scaling or resolved.sliding_rope_scaling:
+        raise ConfigError(
+            f"transformers {transformers.__version__} does not scale RoPE as `{folder / 'config.json'}` asks",
+            hint="use transformers 5 for this checkpoint",
+        )
     kinds = resolved.layer_types
     for every in range(1, len(kinds) + 1):
         if kinds == tuple(SLIDING if i % every else FULL for i in range(len(kinds))):

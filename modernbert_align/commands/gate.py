@@ -159,7 +159,7 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
 def _config(report: Report, path: Path) -> ModelConfig:
     recorded = dict(report.model.config)
     try:
-        config = ModelConfig(**{**recorded, "layer_types": tuple(recorded.get("layer_types", ()))})
+        config = ModelConfig.from_dict(recorded)
         whole = len(config.layer_types) == config.num_hidden_layers
     except TypeError:
         whole = False

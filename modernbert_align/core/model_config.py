@@ -10,7 +10,7 @@ Source: transformers 5.23.0, models/modernbert/configuration_modernbert.py; 4.55
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,23 @@ MAX_NORM_EPS = 1e-3  # paddle 3.3, layer_norm kernel
 ACTIVATIONS = ("gelu", "silu")
 POOLINGS = ("cls", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How RoPE frequencies are stretched for longer sequences; names are Hugging Face's.
+
+    Source: transformers 5.23.0, modeling_rope_utils.py.
+    """
+
+    rope_type: str
+    factor: float
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +62,8 @@ class ModelConfig:
     layer_types: tuple[str, ...] = ()
     full_rope_theta: float = DEFAULT_THETA[FULL]
     sliding_rope_theta: float = DEFAULT_THETA[SLIDING]
+    full_rope_scaling: RopeScaling | None = None
+    sliding_rope_scaling: RopeScaling | None = None
     local_attention: int = 128
     embedding_dropout: float = 0.0
     mlp_bias: bool = False
@@ -74,11 +93,58 @@ class ModelConfig:
         """RoPE base of a layer kind."""
         return self.full_rope_theta if layer_type == FULL else self.sliding_rope_theta
 
+    def rope_scaling(self, layer_type: str) -> RopeScaling | None:
+        """How the RoPE of a layer kind is scaled, if it is."""
+        return self.full_rope_scaling if layer_type == FULL else self.sliding_rope_scaling
+
     def rope_parameters(self) -> dict[str, dict[str, Any]]:
         """The v5 spelling of the RoPE settings."""
-        return {kind: {"rope_type": "default", "rope_theta": self.rope_theta(kind)} for kind in (FULL, SLIDING)}
+        spelled: dict[str, dict[str, Any]] = {}
+        for kind in (FULL, SLIDING):
+            scaling = self.rope_scaling(kind)
+            given = asdict(scaling) if scaling is not None else {"rope_type": "default"}
+            spelled[kind] = {key: value for key, value in given.items() if value is not None}
+            spelled[kind]["rope_theta"] = self.rope_theta(kind)
+        return spelled
+
+    @classmethod
+    def from_dict(cls, fields_by_name: Mapping[str, Any]) -> "ModelConfig":
+        """Undo `dataclasses.asdict`, also after a trip through JSON.
+
+        Raises:
+            TypeError: These are not the fields of a configuration.
+        """
+        values = dict(fields_by_name)
+        values["layer_types"] = tuple(values.get("layer_types", ()))
+        for key in ("full_rope_scaling", "sliding_rope_scaling"):
+            if values.get(key) is not None:
+                values[key] = RopeScaling(**values[key])
+        return cls(**values)
 
 
+# Fields that no key of config.json gives directly.
+RESOLVED_FIELDS = (
+    "layer_types",
+    "full_rope_theta",
+    "sliding_rope_theta",
+    "full_rope_scaling",
+    "sliding_rope_scaling",
+)
+# rope_type -> keys it takes beside rope_type and rope_theta. `dynamic` depends on what the model has seen before, and
+# the others have never been used with ModernBERT: refused.
+ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "beta_fast",
+        "beta_slow",
+    ),
+}
 _INTEGERS = (
     "vocab_size",
     "hidden_size",
@@ -117,7 +183,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
             f"`model_type` is `{model_type}` in `{where}`, not `modernbert`",
             hint="only ModernBERT encoder checkpoints can be converted and compared",
         )
-    known = {f.name for f in fields(ModelConfig)} - {"layer_types", "full_rope_theta", "sliding_rope_theta"}
+    known = {f.name for f in fields(ModelConfig)} - set(RESOLVED_FIELDS)
     values: dict[str, Any] = {key: raw[key] for key in known if raw.get(key) is not None}
     if raw.get("id2label") is not None:
         values["num_labels"] = _num_labels(raw["id2label"], where)
@@ -142,12 +208,14 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
             f"`norm_eps` {config.norm_eps} in `{where}` is not supported",
             hint=f"Paddle's LayerNorm takes at most {MAX_NORM_EPS}",
         )
-    thetas = _rope_thetas(raw, where)
+    ropes = _ropes(raw, config.max_position_embeddings, where)
     return ModelConfig(
         **values,
         layer_types=_layer_types(raw, config.num_hidden_layers, where),
-        full_rope_theta=thetas[FULL],
-        sliding_rope_theta=thetas[SLIDING],
+        full_rope_theta=ropes[FULL][0],
+        sliding_rope_theta=ropes[SLIDING][0],
+        full_rope_scaling=ropes[FULL][1],
+        sliding_rope_scaling=ropes[SLIDING][1],
     )
 
 
@@ -214,34 +282,53 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int, where: str) -> tuple[s
     return tuple(given)
 
 
-def _rope_thetas(raw: Mapping[str, Any], where: str) -> dict[str, float]:
-    if raw.get("rope_scaling") is not None:
-        raise ConfigError(
-            f"`rope_scaling` = `{raw['rope_scaling']}` in `{where}` is not supported",
-            hint="only unscaled RoPE is implemented; the checkpoint would give wrong numbers",
-        )
+def _ropes(raw: Mapping[str, Any], longest: int, where: str) -> dict[str, tuple[float, RopeScaling | None]]:
+    """Base and scaling of every layer kind."""
     full = raw.get("global_rope_theta", DEFAULT_THETA[FULL])
     sliding = raw.get("local_rope_theta", DEFAULT_THETA[SLIDING])
     thetas = {FULL: full, SLIDING: full if sliding is None else sliding}  # v4: null means the global base
     given = raw.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"`rope_parameters` is `{given!r}` in `{where}`, not an object")
-    for kind, parameters in given.items():
-        if kind not in thetas:
-            raise ConfigError(f"`rope_parameters.{kind}` in `{where}` is not supported")
-        if not isinstance(parameters, Mapping | None):
-            raise ConfigError(f"`rope_parameters.{kind}` is `{parameters!r}` in `{where}`, not an object")
-        extra = sorted(set(parameters or {}) - {"rope_type", "rope_theta"})
-        if extra:
-            raise ConfigError(f"`rope_parameters.{kind}.{extra[0]}` in `{where}` is not supported")
-        rope_type = (parameters or {}).get("rope_type", "default")
-        if rope_type != "default":
-            raise ConfigError(
-                f"`rope_parameters.{kind}.rope_type` = `{rope_type}` in `{where}` is not supported",
-                hint="only unscaled RoPE is implemented; the checkpoint would give wrong numbers",
-            )
-        thetas[kind] = (parameters or {}).get("rope_theta", thetas[kind])
+    unknown = sorted(set(given) - set(thetas))
+    if unknown:
+        raise ConfigError(f"`rope_parameters.{unknown[0]}` in `{where}` is not supported")
+    legacy = raw.get("rope_scaling")
+    if legacy is not None and not isinstance(legacy, Mapping):
+        raise ConfigError(f"`rope_scaling` is `{legacy!r}` in `{where}`, not an object")
+    ropes = {}
     for kind, theta in thetas.items():
-        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
-            raise ConfigError(f"the RoPE base of {kind} layers is `{theta!r}` in `{where}`, not a positive number")
-    return {kind: float(theta) for kind, theta in thetas.items()}
+        place = f"rope_parameters.{kind}"
+        parameters = given.get(kind)
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise ConfigError(f"`{place}` is `{parameters!r}` in `{where}`, not an object")
+        merged = {**(parameters or {}), **(legacy or {})}  # v4's rope_scaling goes into both kinds
+        base = merged.pop("rope_theta", theta)
+        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < math.inf:
+            raise ConfigError(f"the RoPE base of {kind} layers is `{base!r}` in `{where}`, not a positive number")
+        scaling = _rope_scaling(merged, longest, "rope_scaling" if legacy is not None else place, where)
+        ropes[kind] = (float(base), scaling)
+    return ropes
+
+
+def _rope_scaling(given: dict[str, Any], longest: int, place: str, where: str) -> RopeScaling | None:
+    rope_type = given.pop("rope_type", "default")
+    if rope_type not in ROPE_KEYS:
+        raise ConfigError(
+            f"`{place}.rope_type` = `{rope_type}` in `{where}` is not supported",
+            hint=f"supported: {', '.join(ROPE_KEYS)}; anything else would give wrong numbers",
+        )
+    extra = sorted(set(given) - set(ROPE_KEYS[rope_type]))
+    if extra:
+        raise ConfigError(f"`{place}.{extra[0]}` in `{where}` is not supported with the rope_type `{rope_type}`")
+    for key, value in given.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+        if not number and not (value is None and key != "factor"):
+            raise ConfigError(f"`{place}.{key}` is `{value!r}` in `{where}`, not a positive number")
+    if rope_type == "default":
+        return None
+    if "factor" not in given:
+        raise ConfigError(f"`{place}.factor` is missing in `{where}`; the rope_type `{rope_type}` needs it")
+    if rope_type == "yarn" and given.get("original_max_position_embeddings") is None:
+        given["original_max_position_embeddings"] = longest
+    return RopeScaling(rope_type=rope_type, **given)

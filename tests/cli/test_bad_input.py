@@ -54,7 +54,7 @@ def unsupported_switch(folder):
 
 
 def rope_scaling(folder):
-    edit_config(folder, rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    edit_config(folder, rope_scaling={"rope_type": "dynamic", "factor": 4.0})
 
 
 def wrong_sizes(folder):
@@ -91,7 +91,7 @@ BROKEN = {
     other_model_type: "`bert`",
     other_architecture: "ModernBertDecoderForCausalLM",
     unsupported_switch: "`hidden_activation` = `relu`",
-    rope_scaling: "`rope_scaling`",
+    rope_scaling: "`rope_scaling.rope_type` = `dynamic`",
     wrong_sizes: "mlp.Wi.weight",
     no_weights: "no `model.safetensors`",
     only_a_bin_file: "no `model.safetensors`",

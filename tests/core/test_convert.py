@@ -669,7 +669,7 @@ def test_the_umask_is_respected(source, asking, tmp_path, umask, folder_mode, fi
         ({"architectures": ["ModernBertDecoderForCausalLM"]}, UsageError, "ModernBertDecoderForCausalLM"),
         ({"architectures": None}, UsageError, "architecture `none`"),
         ({"model_type": "bert"}, ConfigError, "`model_type` is `bert`"),
-        ({"rope_scaling": {"factor": 2}}, ConfigError, "`rope_scaling`"),
+        ({"rope_scaling": {"factor": 2}}, ConfigError, "`rope_scaling.factor`"),
     ],
 )
 def test_a_config_that_cannot_be_converted_writes_nothing(source, asking, tmp_path, snapshot, keys, error, message):

@@ -1,10 +1,19 @@
 """What a config.json means, in both spellings, and what is refused by name."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from modernbert_align.core.model_config import FULL, SLIDING, ModelConfig, parse_config, read_config_file
+from modernbert_align.core.model_config import (
+    FULL,
+    RESOLVED_FIELDS,
+    SLIDING,
+    ModelConfig,
+    RopeScaling,
+    parse_config,
+    read_config_file,
+)
 from modernbert_align.errors import ConfigError
 
 ROPE = {
@@ -74,8 +83,7 @@ def test_every_plain_key_is_read():
     for key, value in given.items():
         assert getattr(config, key) == value
         assert getattr(default, key) != value
-    resolved = {"layer_types", "full_rope_theta", "sliding_rope_theta"}
-    assert set(given) | resolved == set(ModelConfig.__dataclass_fields__)
+    assert set(given) | set(RESOLVED_FIELDS) == set(ModelConfig.__dataclass_fields__)
 
 
 def test_a_null_means_the_default_except_for_the_padding_id():
@@ -291,17 +299,38 @@ def test_layer_types_that_are_no_list_are_refused(value):
     assert "`layer_types`" in refused(layer_types=value).message
 
 
-def test_rope_scaling_is_refused():
+def test_legacy_rope_scaling_goes_into_both_layer_kinds():
     assert parsed(rope_scaling=None) == parsed()
-    error = refused(rope_scaling={"type": "linear", "factor": 2.0})
-    assert error.message.startswith("`rope_scaling` = `{'type': 'linear', 'factor': 2.0}`")
+    config = parsed(rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert config.full_rope_scaling == config.sliding_rope_scaling == RopeScaling(rope_type="linear", factor=2.0)
+
+
+def test_legacy_scaling_that_the_reference_would_not_see_is_refused():
+    """With the old key `type` transformers 5 silently keeps unscaled RoPE."""
+    assert "`rope_scaling." in refused(rope_scaling={"type": "linear", "factor": 2.0}).message
+
+
+def test_each_layer_kind_has_its_own_scaling():
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "beta_fast": 16}
+    config = parsed(rope_parameters={FULL: yarn}, max_position_embeddings=300)
+    expected = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=300, beta_fast=16)
+    assert config.rope_scaling(FULL) == expected
+    assert config.rope_scaling(SLIDING) is None
+    assert parsed(rope_parameters=config.rope_parameters()).full_rope_scaling == expected
+    assert ModelConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "llama3", "longrope"])
+def test_an_unsupported_rope_type_is_refused_by_name(rope_type):
+    error = refused(rope_parameters={SLIDING: {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}})
+    assert error.message.startswith(f"`rope_parameters.{SLIDING}.rope_type` = `{rope_type}`")
     assert "wrong numbers" in error.hint
 
 
-@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3"])
-def test_a_scaled_rope_type_is_refused_by_name(rope_type):
-    error = refused(rope_parameters={SLIDING: {"rope_type": rope_type, "rope_theta": 1e4}})
-    assert error.message.startswith(f"`rope_parameters.{SLIDING}.rope_type` = `{rope_type}`")
+@pytest.mark.parametrize("factor", [0, -1.0, "2", True, float("inf"), None])
+def test_a_scaling_factor_that_is_none_is_refused(factor):
+    given = {"rope_type": "linear", "rope_theta": 1e4} | ({} if factor is None else {"factor": factor})
+    assert f"`rope_parameters.{FULL}.factor`" in refused(rope_parameters={FULL: given}).message
 
 
 @pytest.mark.parametrize("key", ["factor", "partial_rotary_factor", "type"])

@@ -220,7 +220,7 @@ def test_unsupported_switch_is_refused_by_name():
     with pytest.raises(ConfigError, match="hidden_activation"):
         ModernBertConfig(**SMALL, hidden_activation="relu")
     with pytest.raises(ConfigError, match="rope_scaling"):
-        ModernBertConfig(**SMALL, rope_scaling={"rope_type": "yarn", "factor": 4.0})
+        ModernBertConfig(**SMALL, rope_scaling={"rope_type": "dynamic", "factor": 4.0})
 
 
 def test_name_mappings_are_the_tables():

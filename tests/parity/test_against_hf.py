@@ -24,6 +24,7 @@ SIZES = {
     "initializer_range": 0.2,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 CONFIGS = {
     "default": {},
     "biases": dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True),
@@ -35,6 +36,34 @@ CONFIGS = {
     "all sliding": {"layer_types": ["sliding_attention"] * 4},
     "wide window": {"local_attention": 128},
     "epsilon": {"norm_eps": 1e-3},
+    "linear RoPE": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "YaRN": {"rope_scaling": YARN},
+    "YaRN in full layers only": {
+        "max_position_embeddings": 64,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "factor": 2.5,
+                "rope_theta": 900.0,
+                "beta_fast": 4,
+                "beta_slow": 0.5,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
+    "YaRN with its own magnitudes": {
+        "rope_scaling": {
+            **YARN,
+            "mscale": 2.0,
+            "mscale_all_dim": 0.7,
+        }
+    },
+    "YaRN with an attention factor": {
+        "rope_scaling": {
+            **YARN,
+            "attention_factor": 1.3,
+        }
+    },
 }
 
 
@@ -70,8 +99,8 @@ def close(ours, theirs, keep):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configuration_gives_the_references_values(tmp_path, name):
-    if name == "all sliding" and VERSION < 5:  # transformers 4 would silently run another pattern
-        with pytest.raises(ConfigError, match="cannot express the `layer_types`"):
+    if VERSION < 5 and ("sliding" in name or "RoPE" in name or "YaRN" in name):  # 4 would silently run something else
+        with pytest.raises(ConfigError, match=r"cannot express the `layer_types`|does not scale RoPE"):
             pair(tmp_path, **CONFIGS[name])
         return
     reference, candidate = pair(tmp_path, **CONFIGS[name])

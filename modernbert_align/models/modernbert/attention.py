@@ -9,29 +9,78 @@ Axes, as used in the shape comments here and in modeling.py:
 Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py and masking_utils.py.
 """
 
+import math
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from modernbert_align.core.model_config import SLIDING
+from modernbert_align.core.model_config import SLIDING, RopeScaling
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import Linear
 from modernbert_align.models.modernbert.precision import rounded
 
 
-def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """RoPE's inverse frequencies, 1 / theta ** (2k / head_dim), in float32 arithmetic.
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """RoPE's inverse frequencies, 1 / theta ** (2k / head_dim) unless scaled, in float32 arithmetic.
 
     Paddle's float32 power gives the reference's bits for the published sizes; numpy's differs in one of five.
 
     Returns:
         [head_dim/2], float32.
 
-    Source: transformers 5.23.0, ModernBertRotaryEmbedding.compute_default_rope_parameters.
+    Source: transformers 5.23.0, ModernBertRotaryEmbedding.compute_default_rope_parameters; modeling_rope_utils.py.
     """
     exponents = paddle.arange(0, head_dim, 2, dtype="float32") / head_dim
-    return (1.0 / (theta**exponents)).numpy()
+    periods = theta**exponents  # [head_dim/2]
+    if scaling is None:
+        return (1.0 / periods).numpy()
+    if scaling.rope_type == "linear":
+        return (1.0 / periods / scaling.factor).numpy()
+    stretched = paddle.to_tensor(_stretched_share(head_dim, theta, scaling))
+    return (1.0 / (scaling.factor * periods) * stretched + 1.0 / periods * (1 - stretched)).numpy()
+
+
+def _stretched_share(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """YaRN: how much of each frequency is stretched, from 0 for the fastest to 1 for the slowest.
+
+    A frequency that turns more than `beta_fast` times over the original length stays, one that turns less than
+    `beta_slow` times is stretched, and in between the share grows linearly.
+
+    Returns:
+        [head_dim/2], float32.
+    """
+    original = scaling.original_max_position_embeddings
+    assert original is not None  # set when the configuration is read
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension(scaling.beta_fast or 32)), 0)
+    high: float = min(math.ceil(dimension(scaling.beta_slow or 1)), head_dim - 1)
+    if low == high:
+        high += 0.001  # the reference's way around a division by zero
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(ramp, 0, 1)
+
+
+def attention_scaling(scaling: RopeScaling | None) -> float:
+    """What cos and sin are multiplied by; other than 1 only with YaRN.
+
+    Source: transformers 5.23.0, modeling_rope_utils.py, _compute_yarn_parameters.
+    """
+    if scaling is None or scaling.rope_type != "yarn":
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * weight * math.log(scaling.factor) + 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
+    return magnitude(1.0)
 
 
 class ModernBertRotaryEmbedding(nn.Layer):
@@ -45,9 +94,11 @@ class ModernBertRotaryEmbedding(nn.Layer):
     def __init__(self, config: ModernBertConfig, layer_type: str) -> None:
         super().__init__()
         head_dim = config.hidden_size // config.num_attention_heads
-        theta = config.rope_parameters[layer_type]["rope_theta"]
+        model = config.resolved()
+        scaling = model.rope_scaling(layer_type)
         # Not a buffer: a cast of the model to bfloat16 must leave the frequencies in float32.
-        self.inv_freq = inverse_frequencies(head_dim, theta)
+        self.inv_freq = inverse_frequencies(head_dim, model.rope_theta(layer_type), scaling)
+        self.attention_scaling = attention_scaling(scaling)
 
     def forward(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Tables for the given positions.
@@ -61,7 +112,8 @@ class ModernBertRotaryEmbedding(nn.Layer):
         """
         freqs = position_ids.astype("float32").unsqueeze(-1) * paddle.to_tensor(self.inv_freq)  # [b seq head_dim/2]
         angles = paddle.concat([freqs, freqs], axis=-1)  # [b seq head_dim]
-        return angles.cos().astype(dtype), angles.sin().astype(dtype)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.astype(dtype), sin.astype(dtype)
 
 
 def rotate_half(x: paddle.Tensor) -> paddle.Tensor:

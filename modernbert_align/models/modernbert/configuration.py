@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from paddlenlp.transformers.configuration_utils import PretrainedConfig
 
-from modernbert_align.core.model_config import ModelConfig, parse_config
+from modernbert_align.core.model_config import RESOLVED_FIELDS, ModelConfig, parse_config
 
 __all__ = ["ModernBertConfig"]
 
@@ -40,7 +40,7 @@ class ModernBertConfig(PretrainedConfig):
         rest = {key: value for key, value in kwargs.items() if key not in (*_V4_KEYS, *_RESOLVED, "model_type")}
         super().__init__(**rest)
         for field in fields(ModelConfig):
-            if field.name not in ("layer_types", "full_rope_theta", "sliding_rope_theta", "num_labels"):
+            if field.name not in (*RESOLVED_FIELDS, "num_labels"):
                 setattr(self, field.name, getattr(model, field.name))
         self.layer_types = list(model.layer_types)
         self.rope_parameters = model.rope_parameters()
