@@ -12,7 +12,8 @@ from modernbert_align.models.modernbert.precision import rounded
 def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: int = -100) -> paddle.Tensor:
     """Mean cross entropy over the labels that count; not a number if none does, as in the reference.
 
-    Paddle's own mean divides by all positions when the ignored label is negative.
+    Paddle's own mean divides by all positions when the ignored label is negative, and its log_softmax takes time with
+    the square of the number of classes on CPU (paddle 3.3.1: 0.3 s for one row of 50368).
 
     Args:
         logits: [positions classes].
@@ -23,8 +24,11 @@ def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: in
     """
     counted = labels != ignore_index  # [positions]
     safe = paddle.where(counted, labels, paddle.zeros_like(labels)).unsqueeze(-1)  # [positions 1]
-    log_probabilities = rounded(F.log_softmax, logits, axis=-1).astype("float32")  # [positions classes]
-    picked = paddle.take_along_axis(log_probabilities, safe, axis=-1).squeeze(-1)  # [positions]
+    wide = logits.astype("float32")
+    shifted = wide - wide.max(axis=-1, keepdim=True).detach()  # [positions classes]
+    chosen = paddle.take_along_axis(shifted, safe, axis=-1).squeeze(-1)  # [positions]
+    log_probability = chosen - shifted.exp().sum(axis=-1).log()  # [positions]
+    picked = log_probability.astype(logits.dtype).astype("float32")  # rounded where log_softmax rounds its result
     counted = counted.astype("float32")
     total = (-(picked * counted).sum()).astype(logits.dtype)  # the reference keeps the sum in the logits' dtype
     return rounded(paddle.divide, total, counted.sum())
