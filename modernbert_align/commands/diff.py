@@ -3,11 +3,12 @@
 import hashlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from modernbert_align import __version__
 from modernbert_align.backends import runtime
@@ -215,35 +216,20 @@ def _input_info(batch: Inputs) -> InputInfo:
     )
 
 
-def _thresholds(tolerances: Any, judgement: Judgement) -> tuple[Threshold, ...]:
+def _thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> tuple[Threshold, ...]:
+    """Every number that decides, and those whose measurement does not exist yet."""
     found = []
-    for dtype, tolerance in tolerances.items():
-        t: Tolerance = tolerance
+    for dtype, t in tolerances.items():
         under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)
+        small = f"null_ratio, at most {t.direct.small_elements} elements"
+        numbers: tuple[tuple[Literal["contract", "noise", "direct"], str, float, str, bool], ...] = (
+            ("contract", "mean_abs", t.contract.mean_abs, t.contract.origin, under_contract),
+            ("noise", "noise_ratio", t.noise.factor, t.noise.origin, False),
+            ("direct", "null_ratio", t.direct.factor, t.direct.origin, True),
+            ("direct", small, t.direct.small_factor, t.direct.small_origin, True),
+        )
         found += [
-            Threshold(
-                dtype=dtype,
-                criterion="contract",
-                measure="mean_abs",
-                value=t.contract.mean_abs,
-                origin=t.contract.origin,
-                applied=under_contract,
-            ),
-            Threshold(
-                dtype=dtype,
-                criterion="noise",
-                measure="noise_ratio",
-                value=t.noise.factor,
-                origin=t.noise.origin,
-                applied=False,
-            ),
-            Threshold(
-                dtype=dtype,
-                criterion="direct",
-                measure="null_ratio",
-                value=t.direct.factor,
-                origin=t.direct.origin,
-                applied=True,
-            ),
+            Threshold(dtype=dtype, criterion=criterion, measure=measure, value=value, origin=origin, applied=applied)
+            for criterion, measure, value, origin, applied in numbers
         ]
     return tuple(found)

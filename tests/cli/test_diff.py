@@ -258,3 +258,14 @@ def test_config_in_the_old_spelling_aligns_too(cli, tmp_path, fixture_folder):
     assert resolved["sliding_rope_theta"] == 300.0
     assert resolved["layer_types"][:2] == ["full_attention", "sliding_attention"]
     assert resolved["layer_types"][2] == "full_attention"
+
+
+def test_every_deciding_number_is_in_the_report_with_its_origin(bf16_report):
+    from modernbert_align.core.tolerance import load_tolerances
+
+    report, _, _ = bf16_report
+    shown = {(t.dtype, t.criterion, t.value) for t in report.thresholds if t.origin}
+    for dtype, tolerance in load_tolerances(("fp32", "bf16")).items():
+        direct = tolerance.direct
+        assert (dtype, "contract", tolerance.contract.mean_abs) in shown
+        assert {(dtype, "direct", direct.factor), (dtype, "direct", direct.small_factor)} <= shown
