@@ -5,7 +5,6 @@ Fixtures are written once, by transformers in a process of its own, into the use
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modernbert_align.core.checkpoint import INDEX, WEIGHTS
+from modernbert_align.backends.hub import fetch_snapshot, parse_hub_id
+from modernbert_align.core.checkpoint import WEIGHTS
 from modernbert_align.core.fixtures import Fixture, InputSpec, fixture_names, load_fixture
 from modernbert_align.core.table import Table
-from modernbert_align.errors import AlignError, CheckpointError, MissingPackageError, UsageError
-
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+from modernbert_align.errors import AlignError, CheckpointError, MissingPackageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +47,30 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None], head:
     """Find `model`.
 
     Args:
-        model: A folder, a fixture's name, or a hub id such as `answerdotai/ModernBERT-base`.
+        model: A folder, a fixture's name, or a hub id such as `answerdotai/ModernBERT-base`, which a branch, tag or
+            commit may follow after an `@`. A folder comes before all others of its name.
         notify: Told, in one line, before something slow starts.
         head: Which head a fixture shall have, masked_lm by default; any other model has its own.
 
     Raises:
-        UsageError, CheckpointError: Nothing of that name, or the hub cannot be reached and has not been.
+        UsageError, CheckpointError, ConfigError: Nothing of that name, or not what a model needs; see `fetch_snapshot`.
         MissingPackageError: A fixture has to be written and its packages are not there.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a folder that may not be entered, a name too long, `~nobody`
+        raise CheckpointError(f"`{model}` cannot be read: {error}", hint="give a folder you can read") from None
+    if is_folder:
         return ModelSource(folder=path, name=path.resolve().name, kind="directory")
-    if path.exists():
+    if exists:
         raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
     if model in fixture_names():
         return _fixture(model, table, notify, "masked_lm" if head in (None, "base") else head)
-    if _HUB_ID.match(model):
-        return _hub(model, table, notify)
+    hub_id = parse_hub_id(model)
+    if hub_id is not None:
+        folder = fetch_snapshot(hub_id, table.carried_files, notify)
+        return ModelSource(folder=folder, name=hub_id.name, kind="hub", revision=folder.name)
     if os.sep in model or model.startswith(("~", ".")):
         raise CheckpointError(f"no such directory: `{model}`", hint="give a checkpoint folder, a hub id or a fixture")
     load_fixture(model)  # raises, and says what is near
@@ -108,31 +113,3 @@ def _write_fixture(name: str, architecture: str, parent: Path, folder: Path) -> 
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _hub(model: str, table: Table, notify: Callable[[str], None]) -> ModelSource:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    except ImportError as error:
-        raise MissingPackageError(
-            f"hub ids need huggingface_hub: {error}", hint="pip install huggingface_hub"
-        ) from None
-    notify(f"looking up {model} on the Hugging Face hub")
-    wanted = ["config.json", WEIGHTS, INDEX, "model-*-of-*.safetensors", *table.carried_files]
-    try:
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
-    except RepositoryNotFoundError:
-        raise UsageError(
-            f"the hub has no public model `{model}`",
-            hint="check the spelling; log in with `hf auth login` if it is private",
-        ) from None
-    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"`{model}` is not a directory, not in the hub cache `{cache}`, and the hub cannot be reached ({first})",
-            hint=f"on a machine with a network run `hf download {model}`, or give a local folder",
-        ) from None
-    return ModelSource(folder=folder, name=model.replace("/", "--"), kind="hub", revision=folder.name)

@@ -67,10 +67,38 @@ def test_hub_id_that_is_not_cached_says_what_to_run(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_folder_wins_over_a_hub_id_of_the_same_name(tmp_path, monkeypatch):
+def test_hub_id_with_a_revision_keeps_its_plain_name(tmp_path, fixture_folder):
+    home = hub_cache(tmp_path / "home", fixture_folder("tiny"))
+    command = ["convert", "--src", "hf", "--dst", "paddle", "--json", "--model"]
+    done = run([*command, f"{MODEL}@{COMMIT}"], home, tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["out"] == "checkpoints/answerdotai--ModernBERT-base-paddle"
+    assert result["manifest"]["source"]["model"] == "answerdotai--ModernBERT-base"
+    assert result["manifest"]["source"]["revision"] == COMMIT
+    done = run([*command, f"{MODEL}@v9"], home, tmp_path)
+    assert done.returncode == 2
+    assert "`v9`" in done.stderr
+
+
+@pytest.mark.parametrize("name", [MODEL, f"{MODEL}@v1", "owner/not a hub id"])
+def test_folder_wins_over_a_hub_id_of_the_same_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "answerdotai" / "ModernBERT-base").mkdir(parents=True)
-    assert resolve_model(MODEL, load_table(), quietly).kind == "directory"
+    (tmp_path / name).mkdir(parents=True)
+    assert resolve_model(name, load_table(), quietly).kind == "directory"
+
+
+@pytest.mark.parametrize("model", ["owner/name@", "owner/name@../../x", "owner/na me"])
+def test_malformed_hub_id_is_a_usage_error(model):
+    with pytest.raises(UsageError) as caught:
+        resolve_model(model, load_table(), quietly)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("model", ["a" * 5000, "~nobody-of-that-name/model"])
+def test_path_that_cannot_be_looked_at_is_a_checkpoint_error(model):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        resolve_model(model, load_table(), quietly)
 
 
 def test_path_that_does_not_exist_is_not_taken_for_a_hub_id(tmp_path):
