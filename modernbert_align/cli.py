@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from modernbert_align import __version__
+from modernbert_align.commands.console import one_line
 from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
 
 app = typer.Typer(
@@ -57,7 +58,33 @@ def convert(
         typer.Option(help="base drops the checkpoint's head; a fixture gets the head named.", metavar="HEAD"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Cast all weights.", metavar="keep|fp32|bf16|fp16")] = "keep",
+    allow_overflow: Annotated[
+        bool, typer.Option("--allow-overflow", help="Let a cast turn values that do not fit into infinities.")
+    ] = False,
+    shard_size: Annotated[
+        str,
+        typer.Option(
+            help="Split the output: keep the source's shards, none, or up to SIZE each.", metavar="keep|none|SIZE"
+        ),
+    ] = "keep",
+    digest: Annotated[
+        str, typer.Option(help="Digest of every tensor and weight file.", metavar="sha256|crc32|none")
+    ] = "sha256",
+    prove: Annotated[
+        str | None,
+        typer.Option(
+            help="tensors reads back what was written, dye follows every element, roundtrip converts back to the "
+            "source's SHA-256; several with commas. Default: tensors.",
+            metavar="tensors,dye,roundtrip|none",
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Name-mapping table. Default: by the model's type.", metavar="NAME|FILE.toml")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a conversion whose process died; else it is started over.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -75,11 +102,37 @@ def convert(
             out=out,
             head=head,
             dtype=dtype,
+            allow_overflow=allow_overflow,
+            shard_size=shard_size,
+            digest=digest,
+            prove=prove,
+            table_name=table,
             dry_run=dry_run,
+            resume=resume,
             force=force,
             as_json=as_json,
         )
     )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that convert wrote.", metavar="DIR", show_default=False)],
+    source: Annotated[
+        Path | None, typer.Option(help="The source checkpoint. Default: the folder the manifest names.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Name-mapping table. Default: by the model's type.", metavar="NAME|FILE.toml")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Check a finished conversion again: files, tensors, and a new conversion of the source if it is there.
+
+    Example: modernbert-align verify checkpoints/base-paddle
+    """
+    from modernbert_align.commands import verify as command
+
+    raise typer.Exit(command.run(folder=folder, source=source, table_name=table, as_json=as_json))
 
 
 @app.command()
@@ -169,27 +222,76 @@ def doctor(
     raise typer.Exit(command.run(as_json=as_json))
 
 
+_TABLE = (
+    "A shipped table (modernbert, modernbert-decoder) or a TOML file. Default: by the model's type, else modernbert."
+)
+_TABLE_MODEL = f"{_MODEL} Only checkpoint folders for a table other than modernbert; default: the table's own sizes."
+
+
 @table_app.command("show")
 def table_show(
-    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} For modernbert: base.")] = None,
     head: Annotated[str | None, typer.Option(help=_HEADS, metavar="HEAD")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Print the table's rows for one model."""
+    """Print a table's rows for one model.
+
+    Example: modernbert-align table show --model tiny --head base
+    """
     from modernbert_align.commands import table as command
 
-    raise typer.Exit(command.show(model=model, head=head, as_json=as_json))
+    raise typer.Exit(command.show(table_name=table, model=model, head=head, as_json=as_json))
 
 
 @table_app.command("lint")
 def table_lint(
-    model: Annotated[str, typer.Option(help=f"{_MODEL} Its config decides the live models.")] = "tiny",
+    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"{_TABLE_MODEL} For modernbert: tiny. Its config decides the live models."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Check the table against the live state dicts and modules of both frameworks."""
+    """Hold a table against seven rules and against live models of both frameworks; exit code 1 if it breaks one.
+
+    Example: modernbert-align table lint --table modernbert-decoder
+    """
     from modernbert_align.commands import table as command
 
-    raise typer.Exit(command.lint(model=model, as_json=as_json))
+    raise typer.Exit(command.lint(table_name=table, model=model, as_json=as_json))
+
+
+@table_app.command("explain")
+def table_explain(
+    name: Annotated[str, typer.Argument(help="A weight, as either side or an old checkpoint calls it.")],
+    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} For modernbert: base.")] = None,
+    head: Annotated[str | None, typer.Option(help=f"Only this head. {_HEADS}", metavar="HEAD")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Say everything a table knows about one weight.
+
+    Example: modernbert-align table explain model.layers.3.attn.Wo.weight
+    """
+    from modernbert_align.commands import table as command
+
+    raise typer.Exit(command.explain(name=name, table_name=table, model=model, head=head, as_json=as_json))
+
+
+@table_app.command("diff")
+def table_diff(
+    first: Annotated[str, typer.Argument(help="A shipped table or a TOML file.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="The other one.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Compare two tables by what they say; exit code 1 if they differ.
+
+    Example: modernbert-align table diff modernbert my-variant.toml
+    """
+    from modernbert_align.commands import table as command
+
+    raise typer.Exit(command.diff(first=first, second=second, as_json=as_json))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,9 +326,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(message: str, hint: str) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {one_line(message)}\n")
     if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+        sys.stderr.write(f"hint: {one_line(hint)}\n")
 
 
 if __name__ == "__main__":

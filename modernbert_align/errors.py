@@ -37,6 +37,12 @@ class CheckpointError(AlignError):
     """A checkpoint folder or file that cannot be read, mapped or written."""
 
 
+class ProofError(AlignError):
+    """A conversion that is not what it claims: a proof failed, or a file changed since."""
+
+    exit_code = EXIT_MISALIGNED
+
+
 class ConfigError(AlignError):
     """A config.json that is absent, invalid, or asks for something that is not supported."""
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LONGEST = 1000
+
 
 def stdout() -> "Console":
     """Console for results. Off a terminal it does not wrap at 80 columns."""
@@ -24,9 +26,16 @@ def stderr() -> "Console":
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 
+def one_line(text: str) -> str:
+    """Text that may come from a hostile file, safe to print: escapes for control characters, its middle left out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 3 // 4]} [...] {text[-_LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def notify(message: str) -> None:
     """One line of progress."""
-    stderr().print(message, style="dim", soft_wrap=True, markup=False)
+    stderr().print(one_line(message), style="dim", soft_wrap=True, markup=False)
 
 
 def print_json(document: Any) -> None:

@@ -5,12 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from modernbert_align.backends.sources import resolve_model
+from modernbert_align.backends.torch_files import read_torch_file
 from modernbert_align.commands import console
 from modernbert_align.core.cast import SHORT_NAMES
-from modernbert_align.core.convert import Request, Result, convert, plan_conversion
+from modernbert_align.core.convert import (
+    PROOF_LEVELS,
+    Conversion,
+    ProofLevel,
+    Request,
+    Result,
+    convert,
+    plan_conversion,
+)
+from modernbert_align.core.digest import ALGORITHMS
+from modernbert_align.core.model_config import read_config_file
+from modernbert_align.core.output import parse_shard_size
 from modernbert_align.core.plan import SIDE_NAMES, describe
-from modernbert_align.core.table import load_table
-from modernbert_align.errors import UsageError
+from modernbert_align.core.table import load_table, table_for
+from modernbert_align.errors import EXIT_ALIGNED, EXIT_USAGE, UsageError
 
 
 def run(
@@ -21,7 +33,13 @@ def run(
     out: Path | None,
     head: str | None,
     dtype: str,
+    allow_overflow: bool,
+    shard_size: str,
+    digest: str,
+    prove: str | None,
+    table_name: str | None,
     dry_run: bool,
+    resume: bool,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -33,12 +51,21 @@ def run(
         raise UsageError(f"--src and --dst are both `{src}`", hint="one of them is hf, the other paddle")
     if dtype != "keep" and dtype not in SHORT_NAMES:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"keep, {', '.join(SHORT_NAMES)}")
+    if allow_overflow and dtype == "keep":
+        raise UsageError("--allow-overflow needs a --dtype to cast to", hint="nothing is cast with --dtype keep")
+    if digest not in ALGORITHMS:
+        raise UsageError(f"unknown digest `{digest}`", hint=", ".join(ALGORITHMS))
     if model is None and src == "paddle":
         raise UsageError("--src paddle needs --model", hint="give the folder of the Paddle checkpoint")
-    table = load_table()
-    if head is not None:
+    levels = _levels(prove, digest)
+    table = load_table(table_name or "modernbert")
+    if head is not None and model is None:
         table.check_head(head)
     source = resolve_model(model or "base", table, console.notify, head)
+    if table_name is None:
+        table = table_for(read_config_file(source.folder), where=str(source.folder / "config.json"))
+    if head is not None:
+        table.check_head(head)
     request = Request(
         folder=source.folder,
         model=source.name,
@@ -47,52 +74,128 @@ def run(
         dst=dst,  # type: ignore[arg-type]
         dtype=dtype,
         head=head,
+        shard_size=parse_shard_size(shard_size),
+        digest=digest,
+        prove=levels,
+        allow_overflow=allow_overflow,
+        read_torch=read_torch_file,
     )
     suffix = dst if head is None else f"{head}-{dst}"
     target = out if out is not None else Path("checkpoints") / f"{source.name}-{suffix}"
     if dry_run:
-        plan, _ = plan_conversion(request, table)
-        _show_plan({**describe(plan), "source": str(source.folder), "out": str(target)}, as_json)
-        return 0
+        plan = _plan_document(plan_conversion(request, table), source.folder, target)
+        if as_json:
+            console.print_json(plan)
+        else:
+            _show_plan(plan)
+        return EXIT_USAGE if plan["problems"] else EXIT_ALIGNED
     start = time.perf_counter()
     with console.progress(f"converting {source.name}") as report:
-        result = convert(request, table, target, force=force, progress=report)
+        result = convert(request, table, target, force=force, resume=resume, progress=report, notify=console.notify)
     _show_result(result, time.perf_counter() - start, as_json)
-    return 0
+    return EXIT_ALIGNED
 
 
-def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        console.print_json(plan)
-        return
+def _levels(prove: str | None, digest: str) -> tuple[ProofLevel, ...]:
+    if prove is None:
+        return () if digest == "none" else ("tensors",)
+    names = [name.strip() for name in prove.split(",")]
+    if names == ["none"]:
+        return ()
+    for name in names:
+        if name not in PROOF_LEVELS:
+            raise UsageError(
+                f"unknown proof `{name}`", hint=f"none, or one or more of {', '.join(PROOF_LEVELS)}, with commas"
+            )
+    return tuple(level for level in PROOF_LEVELS if level in names)
+
+
+def _plan_document(conversion: Conversion, folder: Path, out: Path) -> dict[str, Any]:
+    return {
+        **describe(conversion.plan),
+        "source": str(folder),
+        "out": str(out),
+        "needs_bytes": conversion.needs_bytes,
+        "lossless": conversion.lossless,
+        "files": [
+            {"name": file.name, "tensors": len(file.items), "size_bytes": file.size_bytes}
+            for file in conversion.outputs
+        ],
+        "carried": [path.name for path in conversion.carried],
+    }
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
     out = console.stdout()
-    out.print(f"{plan['source']} -> {plan['out']}", soft_wrap=True, markup=False)
-    out.print(f"head {plan['head']}, table {plan['table']}, {plan['tensors']} tensors, {plan['size_bytes']:,} bytes")
+
+    def line(text: str) -> None:
+        out.print(console.one_line(text), soft_wrap=True, markup=False)
+
+    line(f"{plan['source']} -> {plan['out']}")
+    agree, disagree = plan["layout"]["agree"], plan["layout"]["disagree"]
+    line(f"layout   {SIDE_NAMES[plan['src']]}: {agree} of {agree + disagree} non-square Linear weights agree")
+    line(f"model    head {plan['head']}, table {plan['table']}")
+    line(f"dtype    {', '.join(plan['dtypes'])}{'' if plan['lossless'] else ' (loses bits)'}")
     for op, entry in plan["by_op"].items():
-        out.print(f"  {op:<4} {entry['tensors']:>5} tensors {entry['size_bytes']:>16,} bytes")
-    out.print(f"  {plan['shape_blind']} transposed weights are square: only values can show a forgotten transpose")
+        line(f"rows     {op:<3} {entry['tensors']:>5} tensors {entry['size_bytes']:>16,} bytes")
+    if plan["stacked"]:
+        line(f"         {plan['stacked']} tensors are stacked from parts or parts of a stack")
+    if plan["shape_blind"]:
+        line(f"         {len(plan['shape_blind'])} transposed weights are square: only values can show a mistake")
+    if plan["renamed"]:
+        line(f"         {plan['renamed']} names are legacy spellings and are read as aliases")
     for repeated, original in plan["tied"]:
-        out.print(f"  {repeated} repeats {original} and is left out")
+        line(f"tied     {repeated} repeats {original} and is left out")
     for name in plan["dropped"]:
-        out.print(f"  {name} belongs to another head and is dropped", soft_wrap=True, markup=False)
-    out.print("nothing was written (dry run)")
+        line(f"dropped  {name} belongs to another head")
+    for file in plan["files"][:8]:
+        line(f"file     {file['name']}  {file['tensors']} tensors {file['size_bytes']:>16,} bytes")
+    if len(plan["files"]) > 8:
+        line(f"         and {len(plan['files']) - 8} more files")
+    line(f"disk     {plan['needs_bytes']:,} bytes are needed")
+    for problem in plan["problems"]:
+        line(f"problem  {problem['message']}")
+        if problem["hint"]:
+            line(f"         {problem['hint']}")
+    line(f"nothing was written (dry run); {len(plan['problems'])} problems")
 
 
 def _show_result(result: Result, wall_s: float, as_json: bool) -> None:
     manifest = result.manifest
-    weights = manifest.files[0]
+    weights = [file for file in manifest.files if file.name.endswith(".safetensors")]
     if as_json:
         document = manifest.model_dump(mode="json")
         console.print_json({"out": str(result.out), "up_to_date": result.up_to_date, "manifest": document})
         return
     out = console.stdout()
+
+    def line(text: str) -> None:
+        out.print(console.one_line(text), soft_wrap=True, markup=False)
+
     if result.up_to_date:
-        out.print(f"{result.out} is up to date ({manifest.tensors} tensors)", soft_wrap=True, markup=False)
+        line(f"{result.out} is up to date ({len(manifest.tensors)} tensors)")
         return
-    out.print(
-        f"{result.out}: {manifest.tensors} tensors, {weights.size_bytes:,} bytes in {wall_s:.1f} s, "
-        f"{'lossless' if manifest.lossless else f'rounded to {manifest.dtype}'}, read back equal",
-        soft_wrap=True,
-        markup=False,
+    line(
+        f"{result.out}: {len(manifest.tensors)} tensors, {sum(file.size_bytes for file in weights):,} bytes "
+        f"in {wall_s:.1f} s, {'lossless' if manifest.lossless else f'rounded to {manifest.dtype}'}"
     )
-    out.print(f"sha256 {weights.sha256}  {weights.name}", soft_wrap=True, markup=False)
+    _show_casts(result, line)
+    for proof in manifest.proofs:
+        line(f"proved ({proof.level}): {proof.statement}")
+    if not manifest.proofs:
+        line("nothing was proved about it (--prove)")
+    for file in weights:
+        if file.digest is not None:
+            line(f"{file.digest.replace(':', ' ')}  {file.name}")
+
+
+def _show_casts(result: Result, line: Any) -> None:
+    casts = {name: record.cast for name, record in result.manifest.tensors.items() if record.cast is not None}
+    if not casts:
+        return
+    worst = max(casts, key=lambda name: casts[name].max_abs)
+    totals = {key: sum(getattr(cast, key) for cast in casts.values()) for key in ("overflow", "underflow", "nan")}
+    line(
+        f"cast of {len(casts)} tensors: largest error {casts[worst].max_abs:.3g} (`{worst}`), "
+        f"{totals['overflow']} values overflowed, {totals['underflow']} became zero, {totals['nan']} are not a number"
+    )

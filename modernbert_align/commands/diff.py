@@ -14,8 +14,9 @@ from modernbert_align import __version__
 from modernbert_align.backends import runtime
 from modernbert_align.backends.sources import ModelSource, resolve_model
 from modernbert_align.commands import console
-from modernbert_align.core.checkpoint import file_sha256, open_checkpoint
+from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import Request, check_head, convert
+from modernbert_align.core.digest import file_sha256
 from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
@@ -158,7 +159,15 @@ def _candidate(
     if candidate is None:
         console.notify(f"converting {source.name}")
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modernbert-align-")))
-        request = Request(folder=source.folder, model=source.name, revision=source.revision, src="hf", dst="paddle")
+        request = Request(
+            folder=source.folder,
+            model=source.name,
+            revision=source.revision,
+            src="hf",
+            dst="paddle",
+            digest="none",  # the weights are compared in memory, bit for bit
+            prove=(),
+        )
         return convert(request, table, temporary / "candidate", force=False).out, ()
     checkpoint = open_checkpoint(candidate)
     raw = read_config_file(candidate)

@@ -1,37 +1,38 @@
-"""Reads and writes safetensors checkpoints by header, a piece of a tensor at a time.
+"""Reads checkpoints: safetensors by header and a piece of a tensor at a time, pickled ones whole.
 
-Nothing here needs a framework, and no file is ever loaded whole. Tensors are handled as unsigned integers of the
-same width, so bfloat16 needs no special type and NaN payloads survive.
+Nothing here needs a framework. Tensors are handled as unsigned integers of the same width, so bfloat16 needs no
+special type and NaN payloads survive.
 
 Source: the safetensors format (8-byte little-endian header length, JSON header, one contiguous buffer).
 """
 
-import hashlib
-import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from modernbert_align.core.hub_cache import inside_source
+from modernbert_align.core.json_input import MAX_JSON_BYTES, parse_json, read_json
 from modernbert_align.core.ops import Bits
+from modernbert_align.core.paddle_pickle import read_pdparams
 from modernbert_align.errors import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK_BYTES = 8 << 20
-_MAX_HEADER = 100_000_000
+TORCH_WEIGHTS, PADDLE_WEIGHTS = "pytorch_model.bin", "model_state.pdparams"
+_MAX_DIMENSIONS = 64
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
-# Width in bytes, in the order in which safetensors sorts tensors (widest alignment first when reversed).
+# Width in bytes, in the order in which safetensors sorts tensors (last goes first).
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
-_RANK = {name: rank for rank, name in enumerate(DTYPE_BYTES)}
+DTYPE_RANK = {name: rank for rank, name in enumerate(DTYPE_BYTES)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,100 +80,162 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MAX_HEADER):
+        if not 2 <= length <= size - 8:
             raise CheckpointError(f"`{path}` is not a whole safetensors file ({size} bytes)", hint=hint)
+        if length > MAX_JSON_BYTES:
+            raise CheckpointError(f"the header of `{path}` has {length:,} bytes, more than any model needs", hint=hint)
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except (ValueError, UnicodeDecodeError) as error:
+        header = parse_json(raw, strict=True)
+    except ValueError as error:
         raise CheckpointError(f"the header of `{path}` cannot be read: {error}", hint=hint) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of `{path}` is not an object", hint=hint)
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"the header of `{path}` is malformed", hint=hint)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"the metadata in the header of `{path}` is not text by name", hint=hint)
+    for name, entry in header.items():
+        if not _well_formed(entry):
+            raise CheckpointError(f"the header of `{path}` describes `{name}` as no tensor can be", hint=hint)
     tensors: dict[str, TensorInfo] = {}
     position = 0
-    try:
-        for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-            start, end = entry["data_offsets"]
-            if entry["dtype"] not in DTYPE_BYTES:
-                raise CheckpointError(f"`{name}` in `{path}` has the unsupported dtype `{entry['dtype']}`")
-            info = TensorInfo(
-                name=name,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                path=path,
-                offset=8 + length + start,
-            )
-            if any(type(n) is not int or n < 0 for n in info.shape):
-                raise ValueError(name)
-            if start != position or end - start != info.size_bytes:
-                raise CheckpointError(f"`{name}` in `{path}` does not fill its place in the file", hint=hint)
-            position = end
-            tensors[name] = info
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"the header of `{path}` is malformed", hint=hint) from None
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = entry["data_offsets"]
+        if entry["dtype"] not in DTYPE_BYTES:
+            raise CheckpointError(f"`{name}` in `{path}` has the unsupported dtype `{entry['dtype']}`")
+        info = TensorInfo(
+            name=name,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            path=path,
+            offset=8 + length + start,
+        )
+        if start != position or end - start != info.size_bytes:
+            raise CheckpointError(f"`{name}` in `{path}` does not fill its place in the file", hint=hint)
+        position = end
+        tensors[name] = info
     if 8 + length + position != size:
         raise CheckpointError(
             f"`{path}` is truncated or has trailing bytes: {size} bytes, its header describes {8 + length + position}",
             hint=hint,
         )
-    return tensors, {str(k): str(v) for k, v in metadata.items()}
+    return tensors, metadata
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"duplicate entry `{next(n for n in names if names.count(n) > 1)}`")
-    return dict(pairs)
+def _well_formed(entry: Any) -> bool:
+    """Whether an entry of a header has the keys and kinds of a tensor's.
+
+    A key that this version does not know could change what the bytes mean.
+    """
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS or not isinstance(entry["dtype"], str):
+        return False
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        return False
+    if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2:
+        return False
+    return all(type(n) is int for n in (*shape, *offsets)) and all(n >= 0 for n in shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors of a checkpoint folder, one file or several. Use `open_checkpoint`."""
+    """The tensors of a checkpoint folder, one file or several. Use `open_checkpoint`.
+
+    Attributes:
+        files: The weight files, in the order of their names.
+        index: The index of a sharded checkpoint.
+        arrays: The tensors of pickled files, which cannot be read a piece at a time.
+    """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
+    index: Path | None = None
+    arrays: Mapping[str, Bits] = field(default_factory=dict)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the files are pickles, not safetensors."""
+        return bool(self.arrays)
+
+    def fill(self, name: str, start: int, out: Bits) -> None:
+        """Read consecutive elements of a tensor.
+
+        Args:
+            start: Index of the first element.
+            out: Flat and contiguous; filled whole.
+
+        Raises:
+            CheckpointError: The file ended, or cannot be read any more.
+        """
+        info = self.tensors[name]
+        if name in self.arrays:
+            out[:] = self.arrays[name].reshape(-1)[start : start + out.size]
+            return
+        try:
+            self._read_at(info.path, info.offset + start * out.itemsize, out.view(np.uint8).data)
+        except OSError as error:
+            raise CheckpointError(f"`{info.path}` cannot be read: {error.strerror}") from None
+        except EOFError:
+            raise CheckpointError(f"`{info.path}` ended while `{name}` was read") from None
+
+    def _read_at(self, path: Path, offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of a file from `offset` on."""
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(out):
+                count = os.preadv(handle, [out[done:]], offset + done)
+                if count == 0:
+                    raise EOFError
+                done += count
+        finally:
+            os.close(handle)
 
     def read(self, name: str) -> Bits:
         """One whole tensor as unsigned integers, in its stored shape."""
         info = self.tensors[name]
-        bits = np.fromfile(info.path, dtype=unsigned(info.dtype), count=info.elements, offset=info.offset)
-        if bits.size != info.elements:
-            raise CheckpointError(f"`{info.path}` ended while `{name}` was read")
+        bits = np.empty(info.elements, dtype=unsigned(info.dtype))
+        self.fill(name, 0, bits)
         return bits.reshape(info.shape)
 
-    def chunks(self, name: str) -> Iterator[Bits]:
-        """A tensor's elements in order, flat, about 8 MiB at a time."""
-        info = self.tensors[name]
-        step = CHUNK_BYTES // DTYPE_BYTES[info.dtype]
-        with info.path.open("rb") as file:
-            file.seek(info.offset)
-            for start in range(0, info.elements, step):
-                count = min(step, info.elements - start)
-                bits = np.fromfile(file, dtype=unsigned(info.dtype), count=count)
-                if bits.size != count:
-                    raise CheckpointError(f"`{info.path}` ended while `{name}` was read")
-                yield bits
+
+TorchReader = Callable[[Path], Mapping[str, tuple[Bits, str]]]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open `model.safetensors` or the shards that `model.safetensors.index.json` lists.
+def open_checkpoint(folder: Path, *, read_torch: TorchReader | None = None) -> Checkpoint:
+    """Open the weights of a folder: one file, or the shards an index lists.
+
+    safetensors go before PyTorch's and Paddle's pickles, and one file goes before an index.
+
+    Args:
+        read_torch: Reads a `pytorch_model.bin`; it needs torch, which this module does not.
 
     Raises:
-        CheckpointError: No weights, a missing shard, an index that disagrees with its shards or leaves the folder.
+        CheckpointError: No weights, a missing shard, an index that disagrees with its shards or leaves the folder, a
+            damaged or unreadable file, or a pickle that holds anything but tensors.
     """
+    try:
+        return _open(folder, read_torch)
+    except OSError as error:
+        raise CheckpointError(f"`{error.filename or folder}` cannot be read: {error.strerror}") from None
+
+
+def _open(folder: Path, read_torch: TorchReader | None) -> Checkpoint:
     if not folder.exists():
         raise CheckpointError(f"no such directory: `{folder}`", hint="give a checkpoint folder, a hub id or a fixture")
     if not folder.is_dir():
         raise CheckpointError(f"`{folder}` is not a directory", hint="give the folder that holds config.json")
-    if (folder / WEIGHTS).is_file():
-        tensors, _ = read_header(folder / WEIGHTS)
-        return Checkpoint(folder=folder, tensors=tensors, files=(folder / WEIGHTS,))
-    if (folder / INDEX).is_file():
-        return _open_sharded(folder)
+    for weights, read in ((WEIGHTS, None), (TORCH_WEIGHTS, read_torch), (PADDLE_WEIGHTS, read_pdparams)):
+        if read is None and weights != WEIGHTS:
+            continue
+        if (folder / weights).is_file():
+            check_inside(folder / weights, folder)
+            tensors, arrays = _read_file(folder / weights, read)
+            return Checkpoint(folder=folder, tensors=tensors, files=(folder / weights,), arrays=arrays)
+        if (folder / f"{weights}.index.json").is_file():
+            return _open_sharded(folder, folder / f"{weights}.index.json", read)
     others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pdparams", ".safetensors"})
     raise CheckpointError(
         f"no `{WEIGHTS}` and no `{INDEX}` in `{folder}`",
@@ -182,107 +245,58 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def _open_sharded(folder: Path) -> Checkpoint:
-    path = folder / INDEX
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a checkpoint folder: converting it would publish a file of this machine.
+
+    Raises:
+        CheckpointError: `path`, links resolved, lies outside `folder` and its hub cache repository.
+    """
+    if not inside_source(path, folder):
+        raise CheckpointError(
+            f"`{path}` is a link that leads out of `{folder}`", hint="replace the link by the file it points to"
+        )
+
+
+def _read_file(path: Path, read: TorchReader | None) -> tuple[dict[str, TensorInfo], dict[str, Bits]]:
+    if read is None:
+        return read_header(path)[0], {}
+    found = read(path)
+    tensors = {
+        name: TensorInfo(name=name, dtype=dtype, shape=tuple(bits.shape), path=path, offset=0)
+        for name, (bits, dtype) in found.items()
+    }
+    return tensors, {name: bits for name, (bits, _) in found.items()}
+
+
+def _open_sharded(folder: Path, path: Path, read: TorchReader | None) -> Checkpoint:
+    check_inside(path, folder)
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"`{path}` is not a valid safetensors index: {error}") from None
+        document = read_json(path, strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` is not a valid index of shards: {error}") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"`{path}` is not a valid index of shards: its `weight_map` does not place every tensor")
+    shards = sorted(set(weight_map.values()))
     tensors: dict[str, TensorInfo] = {}
+    arrays: dict[str, Bits] = {}
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if Path(shard).name != shard:
             raise CheckpointError(f"`{path}` names the shard `{shard}`, which is outside its folder")
         if not (folder / shard).is_file():
             raise CheckpointError(f"the shard `{shard}` listed in `{path}` is missing", hint="download it again")
-        here, _ = read_header(folder / shard)
+        check_inside(folder / shard, folder)
+        here, values = _read_file(folder / shard, read)
         for name, info in here.items():
             if name in tensors:
                 raise CheckpointError(f"`{name}` is in two shards: `{tensors[name].path.name}` and `{shard}`")
             tensors[name] = info
+        arrays |= values
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].path.name != shard:
             raise CheckpointError(f"`{path}` places `{name}` in `{shard}`, which does not hold it")
     unlisted = sorted(set(tensors) - set(weight_map))
     if unlisted:
         raise CheckpointError(f"`{unlisted[0]}` is in a shard but not in `{path}`")
-    return Checkpoint(folder=folder, tensors=tensors, files=tuple(folder / shard for shard in shards))
-
-
-def canonical_order(specs: Sequence[tuple[str, str, tuple[int, ...]]]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Sort (name, dtype, shape) the way safetensors does: widest dtype first, then by name."""
-    return sorted(specs, key=lambda spec: (-_RANK[spec[1]], spec[0]))
-
-
-class SafetensorsWriter:
-    """Writes one safetensors file front to back, its header known in advance.
-
-    The header is canonical (order, compact JSON, padding to eight bytes), so equal content gives equal bytes: a
-    checkpoint converted there and back has the digest of the original file.
-    """
-
-    def __init__(self, path: Path, specs: Sequence[tuple[str, str, tuple[int, ...]]], file_format: str) -> None:
-        self.order = [name for name, _, _ in canonical_order(specs)]
-        self._sizes: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": {"format": file_format}}
-        position = 0
-        for name, dtype, shape in canonical_order(specs):
-            self._sizes[name] = math.prod(shape) * DTYPE_BYTES[dtype]
-            header[name] = {
-                "dtype": dtype,
-                "shape": list(shape),
-                "data_offsets": [position, position + self._sizes[name]],
-            }
-            position += self._sizes[name]
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self._next = 0
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO = path.open("xb")
-        self._put(struct.pack("<Q", len(text)) + text)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of everything handed to the file so far."""
-        return self._digest.hexdigest()
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self._digest.update(data)
-        self._file.write(data)
-
-    def write(self, name: str, pieces: Iterator[Bits]) -> None:
-        """Write the next tensor; tensors come in `order`."""
-        if name != self.order[self._next]:
-            raise AssertionError(f"{name} written out of order")
-        written = 0
-        for piece in pieces:
-            flat = np.ascontiguousarray(piece).reshape(-1)
-            self._put(flat.view(np.uint8).data)
-            written += flat.nbytes
-        if written != self._sizes[name]:
-            raise AssertionError(f"{name}: {written} bytes written, {self._sizes[name]} declared")
-        self._next += 1
-
-    def __enter__(self) -> "SafetensorsWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                if self._next != len(self.order):
-                    raise AssertionError(f"{self.order[self._next]} was never written")
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read 8 MiB at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    files = tuple(folder / shard for shard in shards)
+    return Checkpoint(folder=folder, tensors=tensors, files=files, index=path, arrays=arrays)

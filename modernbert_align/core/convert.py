@@ -1,40 +1,56 @@
-"""Converts a checkpoint: plan, stream into a partial folder, read back, rename.
+"""Converts a checkpoint: plan, stream into a partial folder, prove, rename.
 
-Memory stays at one transposed tensor plus a chunk, whatever the model's size. Either the whole folder appears under
-its name or nothing does.
+Memory stays at one transposed tensor plus a few pieces, whatever the model's size. Either the whole folder appears
+under its name or nothing does.
 """
 
-import contextlib
+import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from modernbert_align.core.cast import CONFIG_NAMES, SHORT_NAMES, cast_bits
-from modernbert_align.core.checkpoint import WEIGHTS, SafetensorsWriter, file_sha256, open_checkpoint
+from modernbert_align.core.cast import CONFIG_NAMES, SHORT_NAMES, WIDENING
+from modernbert_align.core.checkpoint import (
+    INDEX,
+    Checkpoint,
+    TorchReader,
+    check_inside,
+    open_checkpoint,
+    unsigned,
+)
+from modernbert_align.core.digest import Algorithm, file_sha256
+from modernbert_align.core.hub_cache import in_hub_cache, published_sha256
 from modernbert_align.core.manifest import (
-    MANIFEST,
     FileDigest,
     Manifest,
+    Proof,
     Source,
     digest_file,
     package_versions,
     read_manifest,
 )
-from modernbert_align.core.model_config import parse_config, read_config_file
-from modernbert_align.core.ops import Bits
-from modernbert_align.core.plan import Plan, PlanItem, make_plan
-from modernbert_align.core.table import Side, Table
+from modernbert_align.core.model_config import read_config_file
+from modernbert_align.core.output import OutputFile, ShardSize, index_text, lay_out
+from modernbert_align.core.partial import MANIFEST, open_partial, partial_path
+from modernbert_align.core.plan import Plan, Problem, draft_plan
+from modernbert_align.core.proof import prove_dye, prove_roundtrip
+from modernbert_align.core.stream import PIECE_BYTES
+from modernbert_align.core.table import Side, Sizes, Table
+from modernbert_align.core.writer import Progress, TensorRecord, read_back, write_outputs
 from modernbert_align.errors import CheckpointError, UsageError
 
-Progress = Callable[[int, int], None]
+ProofLevel = Literal["tensors", "dye", "roundtrip"]
+PROOF_LEVELS: tuple[ProofLevel, ...] = ("tensors", "dye", "roundtrip")
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +63,11 @@ class Request:
         revision: Hub commit, if it came from the hub.
         dtype: keep, fp32, bf16 or fp16.
         head: The head to write; None keeps that of the source, `base` drops it.
+        shard_size: How to split the output; see `lay_out`.
+        digest: The algorithm for tensors and weight files.
+        prove: What to prove before the output gets its name.
+        allow_overflow: Let a cast turn finite values into infinite ones; they are counted.
+        read_torch: Reads PyTorch's pickles; without it they are refused.
     """
 
     folder: Path
@@ -56,6 +77,11 @@ class Request:
     dst: Side
     dtype: str = "keep"
     head: str | None = None
+    shard_size: ShardSize = "keep"
+    digest: Algorithm = "sha256"
+    prove: tuple[ProofLevel, ...] = ("tensors",)
+    allow_overflow: bool = False
+    read_torch: TorchReader | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +93,106 @@ class Result:
     up_to_date: bool
 
 
-def plan_conversion(request: Request, table: Table) -> tuple[Plan, dict[str, Any]]:
-    """Read headers and config, and decide everything.
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Everything decided before the first byte is written.
 
-    Returns:
-        The plan and the target's config.json document.
+    Attributes:
+        target_config: The output's config.json document.
+        carried: Files that are copied unchanged.
+        needs_bytes: Room the output needs.
+        source_stats: (size, time of change) of every source file when it was read.
+    """
+
+    plan: Plan
+    sizes: Sizes
+    outputs: tuple[OutputFile, ...]
+    index: str | None
+    target_config: dict[str, Any]
+    carried: tuple[Path, ...]
+    source_stats: dict[str, tuple[int, int]]
+
+    @property
+    def needs_bytes(self) -> int:
+        """Room the output takes, a little for the manifest included."""
+        weights = sum(output.size_bytes for output in self.outputs)
+        return weights + sum(path.stat().st_size for path in self.carried) + (1 << 20)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every bit of every tensor can be recovered."""
+        pairs = {(item.source_dtype, item.target_dtype) for item in self.plan.items}
+        return all(a == b or (a, b) in WIDENING for a, b in pairs)
+
+
+def plan_conversion(request: Request, table: Table) -> Conversion:
+    """Read headers and config, and decide everything; the plan lists what stands in the way.
 
     Raises:
-        CheckpointError, ConfigError, UsageError: Something in the source stands in the way.
+        CheckpointError, ConfigError, UsageError: The source cannot be read, or the request makes no sense.
     """
-    checkpoint = open_checkpoint(request.folder)
+    checkpoint = open_checkpoint(request.folder, read_torch=request.read_torch)
+    config_path = request.folder / "config.json"
+    if config_path.exists():
+        check_inside(config_path, request.folder)
     raw = read_config_file(request.folder)
-    where = str(request.folder / "config.json")
-    config = parse_config(raw, where=where)
+    where = str(config_path)
+    sizes = table.sizes(raw, where=where)
     declared = table.head_of(raw.get("architectures"), where=where)
     head = check_head(request.head or declared, declared, request.model)
     target_dtype = None if request.dtype == "keep" else SHORT_NAMES[request.dtype]
-    plan = make_plan(checkpoint, table, config, head, request.src, request.dst, target_dtype, declared=declared)
+    plan = draft_plan(checkpoint, table, sizes, head, request.src, request.dst, target_dtype, declared=declared)
     target_config = translate_config(raw, table, request.dst, target_dtype)
     if head != declared:
         target_config["architectures"] = [table.architecture(head)]
-    return plan, target_config
+    carried = tuple(request.folder / name for name in table.carried_files if (request.folder / name).is_file())
+    for path in carried:
+        check_inside(path, request.folder)
+        _check_readable(path)
+    outputs = lay_out(plan, request.shard_size)
+    conversion = Conversion(
+        plan=plan,
+        sizes=sizes,
+        outputs=outputs,
+        index=index_text(plan, outputs),
+        target_config=target_config,
+        carried=carried,
+        source_stats={p.name: _stat(p) for p in (config_path, *_weight_files(checkpoint), *carried)},
+    )
+    _check_proofs(request, conversion)
+    return conversion
+
+
+def _check_proofs(request: Request, conversion: Conversion) -> None:
+    """Refuse to promise what cannot be shown.
+
+    Raises:
+        UsageError: A proof that the request rules out.
+    """
+    if "tensors" in request.prove and request.digest == "none":
+        raise UsageError(
+            "--prove tensors compares digests, and --digest none makes none", hint="use --digest sha256 or crc32"
+        )
+    if "roundtrip" not in request.prove:
+        return
+    reason = ""
+    if not conversion.lossless:
+        reason = f"--dtype {request.dtype} loses bits"
+    elif conversion.plan.dropped:
+        reason = f"--head {conversion.plan.head} drops weights"
+    elif conversion.plan.checkpoint.pickled:
+        reason = "the source is a pickle, whose bytes are not the tensors' alone"
+    if reason:
+        raise UsageError(f"--prove roundtrip cannot hold: {reason}", hint="use --prove tensors,dye")
+
+
+def _weight_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    return checkpoint.files if checkpoint.index is None else (*checkpoint.files, checkpoint.index)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def check_head(head: str, declared: str, model: str) -> str:
@@ -120,79 +225,235 @@ def translate_config(raw: dict[str, Any], table: Table, dst: Side, dtype: str | 
     return config
 
 
-def convert(request: Request, table: Table, out: Path, *, force: bool, progress: Progress | None = None) -> Result:
+def convert(
+    request: Request,
+    table: Table,
+    out: Path,
+    *,
+    force: bool,
+    resume: bool = False,
+    progress: Progress | None = None,
+    notify: Notify = lambda _: None,
+) -> Result:
     """Convert `request` into the folder `out`.
 
     Args:
         force: Replace an earlier conversion at `out`.
+        resume: Continue an attempt whose process died; without it such an attempt is started over.
         progress: Called with (bytes written, bytes to write).
+        notify: Told, in one line, what goes on beside the writing.
 
     Raises:
-        CheckpointError: The output exists, lies inside the source, cannot be written, or does not read back.
+        CheckpointError: Something stands in the way, the output exists, lies inside the source or a hub cache, does
+            not fit the disk or cannot be written, or the source changed meanwhile.
+        ProofError: What was written is not what was asked for.
         ConfigError, UsageError: See `plan_conversion`.
     """
-    plan, config = plan_conversion(request, table)
+    conversion = plan_conversion(request, table)
+    _refuse(conversion.plan.problems)
     _check_places(request.folder, out)
-    manifest = _manifest(request, plan, table)
-    existing = _existing(out, manifest, force)
-    if existing is not None:
-        return Result(out=out, manifest=existing, up_to_date=True)
-    with _partial_folder(out) as partial:
-        written = _write(plan, partial / WEIGHTS, progress)
-        if file_sha256(partial / WEIGHTS) != written:
-            raise CheckpointError(
-                f"`{WEIGHTS}` does not read back as it was written to `{partial}`", hint="check the disk and try again"
+    present = out.exists() or out.is_symlink()
+    if not present:  # now, for the pool below ends only when all of the source has been read
+        _check_space(out, conversion.needs_bytes)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="source-digest") as pool:
+        source_files = pool.submit(_source_files, request, conversion)
+        if present:
+            existing = _existing(out, _manifest(request, conversion, source_files.result()), force)
+            if existing is not None:
+                return Result(out=out, manifest=existing, up_to_date=True)
+            _check_space(out, conversion.needs_bytes)
+        _check_tied(conversion.plan)
+        proofs: list[Proof] = []
+        if "dye" in request.prove:
+            notify("following every element from its place in the source to its place in the output")
+            proofs.append(prove_dye(conversion.plan, conversion.sizes, request.shard_size))
+        with open_partial(
+            out, _journal_key(request, conversion), resume=resume, replace=force, notify=notify
+        ) as partial:
+            records = write_outputs(
+                conversion.plan,
+                conversion.outputs,
+                partial,
+                request.digest,
+                allow_overflow=request.allow_overflow,
+                progress=progress,
             )
-        _write_json(partial / "config.json", config)
-        for name in table.carried_files:
-            if (request.folder / name).is_file():
-                shutil.copyfile(request.folder / name, partial / name)
-        files = (
-            FileDigest(name=WEIGHTS, size_bytes=(partial / WEIGHTS).stat().st_size, sha256=written),
-            *(digest_file(p) for p in sorted(partial.iterdir()) if p.name != WEIGHTS),
-        )
-        manifest = manifest.model_copy(update={"files": files})
-        _write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+            _write_small_files(request, conversion, partial.path)
+            manifest = _manifest(request, conversion, source_files.result())
+            _check_unchanged(request, conversion)
+            manifest = _prove(request, conversion, partial.path, manifest, records, proofs, notify)
+            _write_json(partial.path / MANIFEST, manifest.model_dump(mode="json"))
     return Result(out=out, manifest=manifest, up_to_date=False)
 
 
-def _manifest(request: Request, plan: Plan, table: Table) -> Manifest:
-    widths = [(item.source_dtype, item.target_dtype) for item in plan.items]
-    widening = {("F16", "F32"), ("BF16", "F32"), ("F32", "F64"), ("F16", "F64"), ("BF16", "F64")}
-    carried = (request.folder / name for name in table.carried_files)
-    sources = (request.folder / "config.json", *plan.checkpoint.files, *(path for path in carried if path.is_file()))
+def _prove(
+    request: Request,
+    conversion: Conversion,
+    folder: Path,
+    manifest: Manifest,
+    records: dict[str, TensorRecord],
+    proofs: list[Proof],
+    notify: Notify,
+) -> Manifest:
+    """Prove what was asked for about the written files, and complete the manifest with it."""
+    names = [output.name for output in conversion.outputs]
+    if "tensors" in request.prove:
+        notify("reading every tensor back from the disk")
+        digests = read_back(folder, conversion.outputs, records)
+        statement = f"{len(records)} tensors read back from the disk with the {request.digest} they were written with"
+        proofs = [Proof(level="tensors", statement=statement), *proofs]
+        weights = [FileDigest(name=n, size_bytes=(folder / n).stat().st_size, digest=digests[n]) for n in names]
+    else:
+        weights = [digest_file(folder / name, request.digest) for name in names]
+    if "roundtrip" in request.prove:
+        notify("converting back and comparing with the source's SHA-256")
+        proofs = [*proofs, prove_roundtrip(conversion.plan, conversion.sizes, folder, _sha256_of_source(conversion))]
+    others = (digest_file(p) for p in sorted(folder.iterdir()) if p.name in _small_names(conversion))
+    return manifest.model_copy(
+        update={"files": (*weights, *others), "tensors": records, "proofs": tuple(proofs)},
+    )
+
+
+def _sha256_of_source(conversion: Conversion) -> dict[str, str]:
+    """SHA-256 of every weight file of the source: as the hub publishes it, else computed."""
+    files = conversion.plan.checkpoint.files
+    return {p.name: published_sha256(p) or file_sha256(p) for p in files}
+
+
+def _small_names(conversion: Conversion) -> set[str]:
+    return {"config.json", *([INDEX] if conversion.index else []), *(path.name for path in conversion.carried)}
+
+
+def _write_small_files(request: Request, conversion: Conversion, folder: Path) -> None:
+    _write_json(folder / "config.json", conversion.target_config)
+    if conversion.index is not None:
+        _write_text(folder / INDEX, conversion.index)
+    for path in conversion.carried:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _source_files(request: Request, conversion: Conversion) -> tuple[FileDigest, ...]:
+    """Digests of everything the output is made from; those the hub publishes are taken from the cache's layout."""
+    found = []
+    weights = conversion.plan.checkpoint.files
+    for path in (request.folder / "config.json", *_weight_files(conversion.plan.checkpoint), *conversion.carried):
+        published = published_sha256(path)
+        if published is not None and path in weights:
+            digest = FileDigest(
+                name=path.name, size_bytes=path.stat().st_size, digest=f"sha256:{published}", published=True
+            )
+        else:
+            digest = digest_file(path, request.digest if path in weights else "sha256")
+        found.append(digest)
+    return tuple(found)
+
+
+def _manifest(request: Request, conversion: Conversion, source_files: tuple[FileDigest, ...]) -> Manifest:
+    plan = conversion.plan
     return Manifest(
         src=request.src,
         dst=request.dst,
         head=plan.head,
         dtype=request.dtype,
-        lossless=all(a == b or (a, b) in widening for a, b in widths),
-        table=table.id,
-        table_sha256=table.digest,
+        shard_size=request.shard_size,
+        lossless=conversion.lossless,
+        table=plan.table.id,
+        table_sha256=plan.table.digest,
         source=Source(
-            model=request.model, revision=request.revision, files=tuple(digest_file(path) for path in sources)
+            model=request.model,
+            location=str(request.folder.absolute()),
+            revision=request.revision,
+            files=source_files,
         ),
         files=(),
-        tensors=len(plan.items),
+        tensors={},
         tied=plan.tied,
-        versions=package_versions(("numpy", "safetensors")),
-        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+        dropped=plan.dropped,
+        proofs=(),
+        versions=package_versions(("numpy", "ml_dtypes")),
+        command=shlex.join(["modernbert-align", *sys.argv[1:]]),
     )
 
 
-def _check_places(source: Path, out: Path) -> None:
-    source_real, out_real = source.resolve(), out.resolve()
-    if out_real == source_real or source_real in out_real.parents or out_real in source_real.parents:
+def _journal_key(request: Request, conversion: Conversion) -> dict[str, Any]:
+    """What has to be equal for an abandoned attempt to be continued."""
+    outputs = [[o.name, o.size_bytes, hashlib.sha256(o.header).hexdigest()] for o in conversion.outputs]
+    manifest = _manifest(request, conversion, ())
+    keys = {"tool", "src", "dst", "head", "dtype", "table", "table_sha256"}
+    return {
+        **manifest.model_dump(mode="json", include=keys),
+        "digest": request.digest,
+        "allow_overflow": request.allow_overflow,
+        "source": str(request.folder.resolve()),
+        "source_stats": {name: list(stat) for name, stat in conversion.source_stats.items()},
+        "outputs": outputs,
+    }
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more problems; --dry-run lists them)" if len(problems) > 1 else ""
+        raise CheckpointError(problems[0].message + more, hint=problems[0].hint)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
         raise CheckpointError(
-            f"the output `{out}` and the source `{source}` are in each other's way",
-            hint="choose an --out outside the source folder",
+            f"`{path}` cannot be read: {error.strerror}", hint="it is carried along with the weights"
+        ) from None
+
+
+def _check_places(source: Path, out: Path) -> None:
+    if out.name in ("", ".."):
+        raise CheckpointError(f"the output `{out}` has no name of its own", hint="choose another --out")
+    source_real = _real(source)
+    for place in (out, partial_path(out)):
+        place_real = _real(place)
+        if place_real == source_real or source_real in place_real.parents or place_real in source_real.parents:
+            raise CheckpointError(
+                f"the output `{out}` and the source `{source}` are in each other's way",
+                hint="choose an --out outside the source folder",
+            )
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise CheckpointError(f"cannot write `{out}`: {error.strerror}", hint="choose another --out") from None
+    if in_hub_cache(out):
+        raise CheckpointError(f"the output `{out}` is in the hub cache", hint="choose an --out outside of it")
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+
+
+def _check_space(out: Path, needs_bytes: int) -> None:
+    """Raise before the first byte if the disk is too full; what an abandoned attempt takes counts as free."""
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    abandoned = partial_path(out)
+    if abandoned.is_dir():
+        free += sum(path.stat().st_size for path in abandoned.iterdir() if path.is_file())
+    if free < needs_bytes:
+        raise CheckpointError(
+            f"`{out}` needs {needs_bytes:,} bytes and its disk has {free:,} free",
+            hint="free space or choose an --out on another disk",
+        )
+
+
+def _check_unchanged(request: Request, conversion: Conversion) -> None:
+    changed = [name for name, stat in conversion.source_stats.items() if _stat(request.folder / name) != stat]
+    if changed:
+        raise CheckpointError(
+            f"`{request.folder / changed[0]}` changed while it was converted", hint="convert again when it is at rest"
         )
 
 
 def _existing(out: Path, wanted: Manifest, force: bool) -> Manifest | None:
     """The manifest at `out` if it is up to date; None if `out` is free to be written."""
-    if not out.exists():
-        return None
     if not out.is_dir():
         raise CheckpointError(f"the output `{out}` is a file", hint="choose another --out")
     if not any(out.iterdir()):
@@ -205,90 +466,49 @@ def _existing(out: Path, wanted: Manifest, force: bool) -> Manifest | None:
     if force:
         return None
     found = read_manifest(out)
-    if (
-        found is not None
-        and found.same_request(wanted)
-        and all((out / file.name).is_file() and digest_file(out / file.name) == file for file in found.files)
-    ):
+    if found is not None and found.same_request(wanted) and all(_same_file(out, file) for file in found.files):
         return found
     raise CheckpointError(
         f"the output `{out}` exists and is another or a changed conversion", hint="use --force to replace it"
     )
 
 
-@contextlib.contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` on success and disappears on any failure."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to `{out.parent}`: {error.strerror}", hint="choose another --out or free the path"
-        ) from None
-    try:
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        yield partial
-        old = None
-        try:
-            if out.exists():
-                old = Path(tempfile.mkdtemp(prefix=f"{out.name}.old-", dir=out.parent))
-                out.rename(old / out.name)
-            partial.rename(out)
-        except BaseException:
-            if old is not None:
-                if not out.exists():
-                    (old / out.name).rename(out)
-                old.rmdir()
-            raise
-        if old is not None:
-            shutil.rmtree(old)
-    except OSError as error:
-        raise CheckpointError(f"cannot make `{out}`: {error}", hint="check free space and permissions") from None
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+def _same_file(folder: Path, file: FileDigest) -> bool:
+    path = folder / file.name
+    if file.digest is None or not path.is_file():
+        return False
+    algorithm: Algorithm = file.digest.partition(":")[0]  # type: ignore[assignment]
+    return digest_file(path, algorithm) == file
 
 
-def _write(plan: Plan, path: Path, progress: Progress | None) -> str:
-    """Write the weights; returns the SHA-256 of the bytes handed to the file."""
-    specs = [(item.target, item.target_dtype, item.target_shape) for item in plan.items]
-    by_name = {item.target: item for item in plan.items}
+def _check_tied(plan: Plan) -> None:
+    """A tied weight is left out of the file only if it is bit for bit the weight it repeats.
+
+    Raises:
+        CheckpointError: It is another.
+    """
     for repeated, original in plan.tied:
-        _check_tied(plan, repeated, original)
-    done, total = 0, plan.size_bytes
-    with SafetensorsWriter(path, specs, plan.table.format(plan.dst)) as writer:
-        for name in writer.order:
-            writer.write(name, _pieces(plan, by_name[name]))
-            done += by_name[name].size_bytes
-            if progress is not None:
-                progress(done, total)
-    return writer.sha256
-
-
-def _pieces(plan: Plan, item: PlanItem) -> Iterator[Bits]:
-    if item.op.name == "id":
-        for piece in plan.checkpoint.chunks(item.source):
-            yield cast_bits(piece, item.source_dtype, item.target_dtype, name=item.source)
-    else:
-        bits = item.op.apply(plan.checkpoint.read(item.source))
-        yield cast_bits(bits, item.source_dtype, item.target_dtype, name=item.source)
-
-
-def _check_tied(plan: Plan, repeated: str, original: str) -> None:
-    """A tied weight is left out of the file only if it is bit for bit the weight it repeats."""
-    pairs = zip(plan.checkpoint.chunks(repeated), plan.checkpoint.chunks(original), strict=True)
-    if not all(np.array_equal(a, b) for a, b in pairs):
-        raise CheckpointError(
-            f"`{repeated}` is tied to `{original}` but their values differ",
-            hint="if the decoder was trained on its own, set `tie_word_embeddings` to false in config.json",
-        )
+        one, other = plan.checkpoint.tensors[repeated], plan.checkpoint.tensors[original]
+        same = one.dtype == other.dtype and one.shape == other.shape
+        step = PIECE_BYTES // unsigned(one.dtype).itemsize
+        for start in range(0, one.elements if same else 0, step):
+            count = min(step, one.elements - start)
+            pair = [np.empty(count, dtype=unsigned(one.dtype)) for _ in range(2)]
+            plan.checkpoint.fill(repeated, start, pair[0])
+            plan.checkpoint.fill(original, start, pair[1])
+            same = same and bool(np.array_equal(pair[0], pair[1]))
+        if not same:
+            raise CheckpointError(
+                f"`{repeated}` is tied to `{original}` but their values differ",
+                hint="if the decoder was trained on its own, set `tie_word_embeddings` to false in config.json",
+            )
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    _write_text(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

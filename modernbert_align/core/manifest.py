@@ -1,4 +1,4 @@
-"""`conversion_manifest.json`: what a converted folder was made from, and with what."""
+"""`conversion_manifest.json`: what a converted folder was made from, with what, and what was proved about it."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,28 +8,53 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modernbert_align import __version__
-from modernbert_align.core.checkpoint import file_sha256
+from modernbert_align.core.digest import Algorithm, file_digest
+from modernbert_align.core.partial import MANIFEST
+from modernbert_align.core.writer import TensorRecord
 from modernbert_align.errors import CheckpointError
-
-MANIFEST = "conversion_manifest.json"
 
 
 class FileDigest(BaseModel):
-    """A file by name, size in bytes and SHA-256."""
+    """A file by name, size in bytes and digest.
+
+    Attributes:
+        digest: `algorithm:hex`, or None if digests were not asked for.
+        published: Whether the digest is the one the hub publishes for the file, not computed from its bytes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     size_bytes: int
-    sha256: str
+    digest: str | None
+    published: bool = False
 
 
 class Source(BaseModel):
-    """Where the tensors came from."""
+    """Where the tensors came from.
+
+    Attributes:
+        location: The folder at the time.
+        revision: Hub commit, if it came from the hub.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str
+    location: str
     revision: str | None
     files: tuple[FileDigest, ...]
+
+
+class Proof(BaseModel):
+    """One proof that ran and held.
+
+    Attributes:
+        level: `tensors`, `dye` or `roundtrip`.
+        statement: What it showed, in one sentence.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    level: Literal["tensors", "dye", "roundtrip"]
+    statement: str
 
 
 class Manifest(BaseModel):
@@ -37,37 +62,47 @@ class Manifest(BaseModel):
 
     Attributes:
         dtype: `keep` or the float format all tensors were cast to.
+        shard_size: `keep`, `none` or a number of bytes.
         lossless: Whether every bit of every tensor can be recovered.
+        tensors: Written name -> record.
+        proofs: What was proved before the folder got its name; empty if nothing was.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool: str = f"modernbert-align {__version__}"
     src: Literal["hf", "paddle"]
     dst: Literal["hf", "paddle"]
     head: str
     dtype: str
+    shard_size: int | Literal["keep", "none"]
     lossless: bool
     table: str
     table_sha256: str
     source: Source
     files: tuple[FileDigest, ...]
-    tensors: int
+    tensors: dict[str, TensorRecord]
     tied: tuple[tuple[str, str], ...]
+    dropped: tuple[str, ...]
+    proofs: tuple[Proof, ...]
     versions: dict[str, str]
     command: str
 
     def same_request(self, other: "Manifest") -> bool:
-        """Whether `other` would be made from the same bytes in the same way."""
-        keys = ("tool", "src", "dst", "head", "dtype", "table_sha256")
-        return all(getattr(self, key) == getattr(other, key) for key in keys) and (
-            self.source.files == other.source.files
+        """Whether `other` would be made from the same bytes in the same way; never if the bytes have no digest."""
+        keys = ("tool", "src", "dst", "head", "dtype", "shard_size", "table_sha256")
+        mine, theirs = ([(f.name, f.size_bytes, f.digest) for f in m.source.files] for m in (self, other))
+        return (
+            all(getattr(self, key) == getattr(other, key) for key in keys)
+            and mine == theirs
+            and all(digest is not None for _, _, digest in mine)
         )
 
 
-def digest_file(path: Path) -> FileDigest:
-    """Size and SHA-256 of a file."""
-    return FileDigest(name=path.name, size_bytes=path.stat().st_size, sha256=file_sha256(path))
+def digest_file(path: Path, algorithm: Algorithm = "sha256") -> FileDigest:
+    """Name, size and digest of a file; no digest for `none`."""
+    digest = None if algorithm == "none" else file_digest(path, algorithm)
+    return FileDigest(name=path.name, size_bytes=path.stat().st_size, digest=digest)
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:

@@ -7,18 +7,21 @@ changes the numbers and is not implemented is refused by name, never ignored.
 Source: transformers 5.23.0, models/modernbert/configuration_modernbert.py; 4.55.4, same file.
 """
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from modernbert_align.core.hub_cache import inside_source
+from modernbert_align.core.json_input import read_json
 from modernbert_align.errors import ConfigError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 DEFAULT_THETA = {FULL: 160_000.0, SLIDING: 10_000.0}
 MAX_NORM_EPS = 1e-3  # paddle 3.3, layer_norm kernel
+MAX_LAYERS = 1000  # every layer is a few names in memory before the weights have been seen
 ACTIVATIONS = ("gelu", "silu")
 POOLINGS = ("cls", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -195,6 +198,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
         _one_of(values, key, ACTIVATIONS, where)
     _one_of(values, "classifier_pooling", POOLINGS, where)
     _one_of(values, "problem_type", PROBLEM_TYPES, where)
+    check_layers(values.get("num_hidden_layers", 0), where)
     config = ModelConfig(**values)
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
@@ -219,20 +223,36 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
     )
 
 
+def check_layers(count: int, where: str) -> None:
+    """Refuse a number of layers that no model has.
+
+    Raises:
+        ConfigError: There are more than `MAX_LAYERS`.
+    """
+    if count > MAX_LAYERS:
+        raise ConfigError(f"`num_hidden_layers` is {count} in `{where}`, more than {MAX_LAYERS}")
+
+
 def read_config_file(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a checkpoint folder.
 
     Raises:
-        ConfigError: The file is absent or not a JSON object.
+        ConfigError: The file is absent, a link out of the folder, unreadable or not a JSON object.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"no `config.json` in `{folder}`", hint="point at the folder that holds config.json and the weights"
-        )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if not path.is_file():
+            raise ConfigError(
+                f"no `config.json` in `{folder}`", hint="point at the folder that holds config.json and the weights"
+            )
+        if not inside_source(path, folder):
+            raise ConfigError(
+                f"`{path}` is a link that leads out of `{folder}`", hint="replace the link by the file it points to"
+            )
+        document = read_json(path, strict=False)
+    except OSError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigError(f"`{path}` is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"`{path}` holds a JSON {type(document).__name__}, not an object")
@@ -242,7 +262,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 def _check_kinds(values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in _INTEGERS and not (number and math.isfinite(value) and value == int(value) and value > 0):
+        if key in _INTEGERS and not (number and 0 < value < math.inf and value == int(value)):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not a positive integer")
         if key in _FLAGS and not isinstance(value, bool):
             raise ConfigError(f"`{key}` is `{value!r}` in `{where}`, not true or false")
@@ -304,7 +324,7 @@ def _ropes(raw: Mapping[str, Any], longest: int, where: str) -> dict[str, tuple[
             raise ConfigError(f"`{place}` is `{parameters!r}` in `{where}`, not an object")
         merged = {**(parameters or {}), **(legacy or {})}  # v4's rope_scaling goes into both kinds
         base = merged.pop("rope_theta", theta)
-        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < math.inf:
+        if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base <= sys.float_info.max:
             raise ConfigError(f"the RoPE base of {kind} layers is `{base!r}` in `{where}`, not a positive number")
         scaling = _rope_scaling(merged, longest, "rope_scaling" if legacy is not None else place, where)
         ropes[kind] = (float(base), scaling)
@@ -313,7 +333,7 @@ def _ropes(raw: Mapping[str, Any], longest: int, where: str) -> dict[str, tuple[
 
 def _rope_scaling(given: dict[str, Any], longest: int, place: str, where: str) -> RopeScaling | None:
     rope_type = given.pop("rope_type", "default")
-    if rope_type not in ROPE_KEYS:
+    if not isinstance(rope_type, str) or rope_type not in ROPE_KEYS:
         raise ConfigError(
             f"`{place}.rope_type` = `{rope_type}` in `{where}` is not supported",
             hint=f"supported: {', '.join(ROPE_KEYS)}; anything else would give wrong numbers",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Bits = npt.NDArray[np.unsignedinteger[Any]]
-_STRIP = 192  # rows at a time; see transpose()
+TILE = 64  # rows and columns at a time; see transpose_into()
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,26 @@ class Op:
     stored: bool = True
 
 
-def transpose(bits: Bits) -> Bits:
-    """Transpose a matrix into fresh row-major memory.
+def transpose_into(out: Bits, bits: Bits) -> None:
+    """Write the transpose of a matrix into existing memory, tile by tile.
 
-    With more than 1024 source rows a plain copy walks memory with a stride that falls into few cache sets
-    (0.3 GB/s for 2304 x 768 float32); going through a small strip is five times as fast.
+    With many source rows a plain copy walks memory with a stride that falls into few cache sets (0.3 GB/s for
+    2304 x 768 float32); tiles keep both sides in the cache and are five times as fast.
 
     Args:
-        bits: [rows cols], unsigned view of any dtype.
-
-    Returns:
-        [cols rows], C-contiguous.
+        out: [cols rows].
+        bits: [rows cols], unsigned view of any dtype; may be a view with strides.
     """
     rows, cols = bits.shape
-    if rows <= 1024:
-        return np.ascontiguousarray(bits.T)  # [cols rows]
-    out = np.empty((cols, rows), dtype=bits.dtype)  # [cols rows]
-    for start in range(0, rows, _STRIP):
-        out[:, start : start + _STRIP] = np.ascontiguousarray(bits[start : start + _STRIP].T)
+    for left in range(0, cols, TILE):
+        for top in range(0, rows, TILE):
+            np.copyto(out[left : left + TILE, top : top + TILE], bits[top : top + TILE, left : left + TILE].T)
+
+
+def transpose(bits: Bits) -> Bits:
+    """Transpose a matrix [rows cols] into fresh row-major memory [cols rows]."""
+    out = np.empty(bits.shape[::-1], dtype=bits.dtype)  # [cols rows]
+    transpose_into(out, bits)
     return out
 
 

@@ -1,17 +1,18 @@
-"""Decides a conversion from file headers alone: every tensor mapped, or an error that names it."""
+"""Decides a conversion from file headers alone: every tensor mapped, or a problem that names it."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modernbert_align.core.cast import FLOATS
 from modernbert_align.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
-from modernbert_align.core.model_config import ModelConfig
-from modernbert_align.core.ops import OPS, Op
-from modernbert_align.core.table import Entry, Side, Table, nearest_row
+from modernbert_align.core.ops import Op
+from modernbert_align.core.table import Entry, Side, Sizes, Table, nearest_row
 from modernbert_align.errors import CheckpointError
 
+_EXPLAINED = 8  # problems that get a look at what is near: a comparison with every missing name is slow
 SIDE_NAMES = {"hf": "Hugging Face", "paddle": "Paddle"}
 
 
@@ -20,13 +21,17 @@ class PlanItem:
     """One tensor that will be written.
 
     Attributes:
+        sources: Stored names of what it is made of; several are stacked along their first axis.
         op: What happens to it in this direction.
+        rows: The rows to take of the source, in Hugging Face's layout, if it is a stack of several weights.
         source_dtype, target_dtype: safetensors names.
+        source_shape: Shape before the operation, sources stacked.
     """
 
-    source: str
+    sources: tuple[str, ...]
     target: str
     op: Op
+    rows: tuple[int, int] | None
     source_dtype: str
     target_dtype: str
     source_shape: tuple[int, ...]
@@ -40,14 +45,33 @@ class PlanItem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that stands in the way of a conversion, and what to do about it."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How many non-square Linear weights are stored as the source's framework does, and how many the other way."""
+
+    agree: int
+    disagree: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole conversion, checked.
+    """A whole conversion.
 
     Attributes:
-        items: What will be written.
-        tied: (repeated name, name it repeats) pairs of the source that are not written.
+        items: What will be written, in model order.
+        prefix: What body names start with in the source.
+        stored: Canonical name -> stored name of every tensor of the source.
+        tied: (repeated name, name it repeats), as stored, of the source that are not written.
         absent_ties: Tied names that the source already leaves out.
         dropped: Weights of the source's head that are left out because another head was asked for.
+        problems: What stands in the way, worst first; a plan with any is for showing only.
     """
 
     src: Side
@@ -56,9 +80,13 @@ class Plan:
     table: Table
     checkpoint: Checkpoint
     items: tuple[PlanItem, ...]
+    prefix: str
+    stored: Mapping[str, str]
     tied: tuple[tuple[str, str], ...]
     absent_ties: tuple[str, ...]
     dropped: tuple[str, ...]
+    layout: Layout
+    problems: tuple[Problem, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -74,7 +102,7 @@ def stored_dtype(info: TensorInfo, side: Side) -> str:
 def make_plan(
     checkpoint: Checkpoint,
     table: Table,
-    config: ModelConfig,
+    config: Sizes,
     head: str,
     src: Side,
     dst: Side,
@@ -82,131 +110,212 @@ def make_plan(
     *,
     declared: str | None = None,
 ) -> Plan:
-    """Map every tensor of `checkpoint`.
-
-    Args:
-        head: The head to write; with `base`, the weights of the declared head are dropped.
-        declared: The head the checkpoint has, if not `head`.
-        dtype: safetensors name to cast to, or None to keep each tensor's own.
+    """Map every tensor of `checkpoint`; the arguments are those of `draft_plan`.
 
     Raises:
         CheckpointError: The layout is not that of `src`, or a tensor is unmapped, missing or of another shape.
     """
-    prefix = table.found_prefix(checkpoint.tensors)
+    plan = draft_plan(checkpoint, table, config, head, src, dst, dtype, declared=declared)
+    if plan.problems:
+        more = f" (and {len(plan.problems) - 1} more problems)" if len(plan.problems) > 1 else ""
+        raise CheckpointError(plan.problems[0].message + more, hint=plan.problems[0].hint)
+    return plan
+
+
+def draft_plan(
+    checkpoint: Checkpoint,
+    table: Table,
+    config: Sizes,
+    head: str,
+    src: Side,
+    dst: Side,
+    dtype: str | None,
+    *,
+    declared: str | None = None,
+) -> Plan:
+    """Map what can be mapped and list what cannot.
+
+    Args:
+        config: From `Table.sizes`.
+        head: The head to write; with `base`, the weights of the declared head are dropped.
+        src, dst: The two sides, one each.
+        declared: The head the checkpoint has, if not `head`.
+        dtype: safetensors name to cast to, or None to keep each tensor's own.
+    """
+    if src == dst:
+        raise ValueError(f"a plan from {src} to {dst}")
+    stored: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name in checkpoint.tensors:
+        canonical = table.canonical(name, src)
+        if canonical in stored:
+            problems.append(
+                Problem(
+                    message=f"`{name}` and `{stored[canonical]}` of `{checkpoint.folder}` are both `{canonical}`",
+                    hint="the checkpoint holds two versions of a weight; remove one",
+                )
+            )
+        stored[canonical] = name
+    prefix = table.found_prefix(stored)
     entries = table.expand(config, head, prefix=prefix)
-    targets = {id(entry): target for entry, target in zip(entries, table.expand(config, head), strict=True)}
-    check_layout(checkpoint, entries, src)
-    stored = [entry for entry in entries if entry.op.stored]
-    ties = [entry for entry in entries if not entry.op.stored]
+    targets = {entry.hf: target for entry, target in zip(entries, table.expand(config, head), strict=True)}
+    infos = {canonical: checkpoint.tensors[name] for canonical, name in stored.items()}
+    layout, wrong_layout = _layout(checkpoint, infos, entries, src)
+    problems += wrong_layout
     kept = {entry.name(src) for entry in entries}
     whole = table.expand(config, declared or head, prefix=prefix)
-    dropped = [e.name(src) for e in whole if e.name(src) not in kept and e.name(src) in checkpoint.tensors]
-    problems = _problems(checkpoint, table, head, src, stored, ties, dropped)
-    if problems:
-        message, hint = problems[0]
-        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        raise CheckpointError(message + more, hint=hint)
-    items = tuple(
-        PlanItem(
-            source=entry.name(src),
-            target=targets[id(entry)].name(dst),
-            op=entry.op if src == "hf" else OPS[entry.op.inverse],
-            source_dtype=stored_dtype(checkpoint.tensors[entry.name(src)], src),
-            target_dtype=dtype or stored_dtype(checkpoint.tensors[entry.name(src)], src),
-            source_shape=entry.shape(src),
-            target_shape=entry.shape(dst),
-            shape_blind=entry.shape_blind,
-        )
-        for entry in stored
-    )
-    present = [entry for entry in ties if entry.name(src) in checkpoint.tensors]
+    dropped = tuple(dict.fromkeys(e.name(src) for e in whole if e.name(src) not in kept and e.name(src) in infos))
+    if not wrong_layout:
+        problems += _problems(checkpoint, infos, table, head, src, entries, dropped)
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.op.stored and entry.name(src) in infos:
+            groups.setdefault(targets[entry.hf].name(dst), []).append(entry)
+    items = [_item(target, parts, infos, src, dst, dtype) for target, parts in groups.items()]
+    ties = [entry for entry in entries if not entry.op.stored]
+    present = [entry for entry in ties if entry.name(src) in infos]
+    originals = {entry.name(src): entry.to if src == "hf" else entry.to_paddle for entry in present}
     return Plan(
         src=src,
         dst=dst,
         head=head,
         table=table,
         checkpoint=checkpoint,
-        items=items,
-        tied=tuple((e.name(src), e.to if src == "hf" else e.to_paddle) for e in present),
+        items=tuple(items),
+        prefix=prefix,
+        stored=stored,
+        tied=tuple((stored[name], stored[to]) for name, to in originals.items() if to in stored),
         absent_ties=tuple(e.name(src) for e in ties if e not in present),
-        dropped=tuple(dropped),
+        dropped=tuple(stored[name] for name in dropped),
+        layout=layout,
+        problems=tuple(problems),
     )
 
 
-def check_layout(checkpoint: Checkpoint, entries: Sequence[Entry], src: Side) -> None:
-    """Tell Hugging Face's [out, in] from Paddle's [in, out] by every matrix that is not square.
+def _item(
+    target: str, parts: Sequence[Entry], infos: Mapping[str, TensorInfo], src: Side, dst: Side, dtype: str | None
+) -> PlanItem:
+    """The item of one target: of one weight, of several stacked, or of a part of a stack."""
+    first = parts[0]
+    stacking = first.rows is not None and src == "hf"
+    source_dtype = stored_dtype(infos[first.name(src)], src)
+    return PlanItem(
+        sources=tuple(infos[part.name(src)].name for part in parts),
+        target=target,
+        op=first.op if src == "hf" else first.inverse_op(),
+        rows=first.rows if src == "paddle" else None,
+        source_dtype=source_dtype,
+        target_dtype=dtype or source_dtype,
+        source_shape=first.stacked if stacking else first.shape(src),
+        target_shape=first.shape(dst),
+        shape_blind=first.shape_blind,
+    )
 
-    Raises:
-        CheckpointError: The files are in the other side's layout, or in a mixture of both.
-    """
+
+def _layout(
+    checkpoint: Checkpoint, infos: Mapping[str, TensorInfo], entries: Sequence[Entry], src: Side
+) -> tuple[Layout, list[Problem]]:
+    """Tell Hugging Face's [out, in] from Paddle's [in, out] by every matrix that is not square."""
     here: list[str] = []
     there: list[str] = []
     other: Side = "paddle" if src == "hf" else "hf"
-    for entry in entries:
-        info = checkpoint.tensors.get(entry.name(src))
-        if info is None or entry.op.name != "T" or entry.shape_blind:
+    for entry in {entry.name(src): entry for entry in entries if entry.op.name == "T"}.values():
+        info = infos.get(entry.name(src))
+        expected = entry.shape(src)
+        if info is None or expected == expected[::-1]:
             continue
-        if info.shape == entry.shape(src):
+        if info.shape == expected:
             here.append(info.name)
-        elif info.shape == entry.shape(other):
+        elif info.shape == expected[::-1]:
             there.append(info.name)
+    layout = Layout(agree=len(here), disagree=len(there))
     if there and not here:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` is already in {SIDE_NAMES[other]} layout: all {len(there)} non-square Linear "
-            f"weights are stored that way",
-            hint=f"give the {SIDE_NAMES[src]} checkpoint, or convert with --src {other} --dst {src}",
-        )
+        return layout, [
+            Problem(
+                message=f"`{checkpoint.folder}` is already in {SIDE_NAMES[other]} layout: all {len(there)} non-square "
+                f"Linear weights are stored that way",
+                hint=f"give the {SIDE_NAMES[src]} checkpoint, or convert with --src {other} --dst {src}",
+            )
+        ]
     if there:
-        raise CheckpointError(
-            f"`{checkpoint.folder}` mixes both layouts: `{here[0]}` is {SIDE_NAMES[src]}'s, `{there[0]}` is "
-            f"{SIDE_NAMES[other]}'s",
-            hint="the checkpoint was converted wrongly; start from the original",
-        )
+        return layout, [
+            Problem(
+                message=f"`{checkpoint.folder}` mixes both layouts: `{here[0]}` is {SIDE_NAMES[src]}'s, `{there[0]}` "
+                f"is {SIDE_NAMES[other]}'s",
+                hint="the checkpoint was converted wrongly; start from the original",
+            )
+        ]
+    return layout, []
 
 
 def _problems(
     checkpoint: Checkpoint,
+    infos: Mapping[str, TensorInfo],
     table: Table,
     head: str,
     src: Side,
-    stored: Sequence[Entry],
-    ties: Sequence[Entry],
+    entries: Sequence[Entry],
     dropped: Sequence[str],
-) -> list[tuple[str, str]]:
-    """(message, hint) of everything that stands in the way, worst first."""
-    found: list[tuple[str, str]] = []
-    wanted = {entry.name(src): entry for entry in (*stored, *ties)}
-    missing = [entry.name(src) for entry in stored if entry.name(src) not in checkpoint.tensors]
-    for name, info in checkpoint.tensors.items():
-        entry = wanted.get(name)
-        if name in dropped:
+) -> list[Problem]:
+    """Everything that stands in the way apart from the layout, worst first."""
+    found: list[Problem] = []
+    wanted = {entry.name(src): entry for entry in entries}
+    missing = {entry.name(src): entry for entry in entries if entry.op.stored and entry.name(src) not in infos}
+    for canonical, info in infos.items():
+        name = info.name
+        entry = wanted.get(canonical)
+        if canonical in dropped:
             continue
         if entry is None:
-            near = nearest_row(name, table, head, src)
-            found.append(
-                (
-                    f"no row of table `{table.id}` maps `{name}` {list(info.shape)} ({head} head)",
-                    f"nearest row: `{near}`" if near else "nothing in the table looks like it; is it another model?",
+            message = f"no row of table `{table.id}` maps `{name}` {list(info.shape)} ({head} head)"
+            hint = ""
+            if len(found) < _EXPLAINED:
+                near = nearest_row(canonical, table, head, src)
+                hint = (
+                    f"nearest row: `{near}`{_evidence(canonical, info, missing, src)}"
+                    if near
+                    else "nothing in the table looks like it; is it another model?"
                 )
-            )
+            found.append(Problem(message=message, hint=hint))
         elif info.shape != entry.shape(src):
             found.append(
-                (
-                    f"`{name}` is {list(info.shape)}, the row and config.json say {list(entry.shape(src))}",
-                    "config.json and the weights do not belong together",
+                Problem(
+                    message=f"`{name}` is {list(info.shape)}, the row and config.json say {list(entry.shape(src))}",
+                    hint="config.json and the weights do not belong together",
                 )
             )
         elif stored_dtype(info, src) not in FLOATS:
-            found.append((f"`{name}` has the dtype {info.dtype}, which is not a float format", ""))
+            found.append(Problem(message=f"`{name}` has the dtype {info.dtype}, which is not a float format", hint=""))
     for name in missing:
         near = nearest_row(name, table, head, src)
         found.append(
-            (
-                f"`{name}` is missing from `{checkpoint.folder}` (row `{near}`, {head} head)",
-                "the checkpoint is incomplete, or its config.json names another architecture",
+            Problem(
+                message=f"`{name}` is missing from `{checkpoint.folder}` (row `{near}`, {head} head)",
+                hint="the checkpoint is incomplete, or its config.json names another architecture",
             )
         )
+    stacks: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.rows is not None and entry.name(src) in infos:
+            stacks.setdefault(entry.paddle, set()).add(stored_dtype(infos[entry.name(src)], src))
+    found += [
+        Problem(
+            message=f"the parts of `{name}` have different dtypes: {', '.join(sorted(dtypes))}",
+            hint="save the checkpoint with one dtype",
+        )
+        for name, dtypes in stacks.items()
+        if len(dtypes) > 1
+    ]
     return found
+
+
+def _evidence(name: str, info: TensorInfo, missing: Mapping[str, Entry], src: Side) -> str:
+    """What speaks for an unknown name being the misspelt name of a missing weight."""
+    near = difflib.get_close_matches(name, missing, n=1, cutoff=0.8)
+    if not near:
+        return ""
+    same = "the same" if missing[near[0]].shape(src) == info.shape else "another"
+    return f"; `{near[0]}` is missing and has {same} shape"
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -221,12 +330,16 @@ def describe(plan: Plan) -> dict[str, Any]:
         "dst": plan.dst,
         "head": plan.head,
         "table": plan.table.id,
+        "layout": {"agree": plan.layout.agree, "disagree": plan.layout.disagree},
         "tensors": len(plan.items),
         "size_bytes": plan.size_bytes,
         "by_op": by_op,
-        "shape_blind": sum(item.shape_blind for item in plan.items),
+        "stacked": sum(len(item.sources) > 1 or item.rows is not None for item in plan.items),
+        "shape_blind": [item.target for item in plan.items if item.shape_blind],
+        "renamed": sum(canonical != name for canonical, name in plan.stored.items()),
         "tied": [list(pair) for pair in plan.tied],
         "absent_ties": list(plan.absent_ties),
         "dropped": list(plan.dropped),
         "dtypes": sorted({f"{item.source_dtype}->{item.target_dtype}" for item in plan.items}),
+        "problems": [{"message": problem.message, "hint": problem.hint} for problem in plan.problems],
     }
