@@ -1,4 +1,4 @@
-"""Measures `modernbert-align convert` against `cp` and against PaddleNLP's own conversion, as whole processes.
+"""Measures `modernbert-align convert` against `cp`, torch and PaddleNLP's own conversion, as whole processes.
 
 Linux with GNU cp. Until the last run is over this process imports only the standard library: the kernel never reports
 less peak memory for a child than for the process that started it.
@@ -20,8 +20,18 @@ from typing import Any, NamedTuple
 
 TOOL = (sys.executable, "-m", "modernbert_align.cli", "convert", "--src", "hf", "--dst", "paddle")
 PEER = (sys.executable, str(Path(__file__).with_name("paddlenlp_convert.py")))
-CP, CONVERT, PADDLENLP, NO_IMPORTS = "cp", "convert", "PaddleNLP", "PaddleNLP without imports"
-PAIRS = ((CONVERT, CP), (PADDLENLP, CONVERT), (NO_IMPORTS, CONVERT))
+BY_HAND = (sys.executable, str(Path(__file__).with_name("torch_convert.py")))
+CP, TORCH, PADDLENLP, NO_IMPORTS = "cp", "torch load and save", "PaddleNLP", "PaddleNLP without imports"
+CONVERT, CRC32, SHA256 = "convert --digest none", "convert --digest crc32", "convert"
+PAIRS = (
+    (CONVERT, CP),
+    (SHA256, CP),
+    (CRC32, CONVERT),
+    (SHA256, CONVERT),
+    (TORCH, CONVERT),
+    (PADDLENLP, CONVERT),
+    (NO_IMPORTS, CONVERT),
+)
 
 
 class Cost(NamedTuple):
@@ -42,18 +52,20 @@ class CommandError(Exception):
 def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--model", default="base", help="a fixture, a checkpoint folder or a hub id (default: base)")
+    parser.add_argument(
+        "--model", action="append", help="a fixture, a checkpoint folder or a hub id (default: base and large)"
+    )
     parser.add_argument("--runs", type=int, default=3, help="runs of each command, after one that is not counted")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     if options.runs < 1:
         parser.error("--runs must be at least 1")
     try:
-        result = bench(options.model, options.runs)
+        results = [bench(model, options.runs) for model in options.model or ["base", "large"]]
     except (CommandError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(json.dumps(result, indent=2) + "\n" if options.json else tables(result))
+    sys.stdout.write(json.dumps(results, indent=2) + "\n" if options.json else "\n".join(map(tables, results)))
     return 0
 
 
@@ -69,13 +81,19 @@ def bench(model: str, runs: int) -> dict[str, Any]:
         temp = Path(name)
         commands = {
             CP: ["cp", "--reflink=never", *map(str, sorted(source.glob("*.safetensors")))],
-            CONVERT: [*TOOL, "--model", str(source), "--out"],
+            CONVERT: [*TOOL, "--model", str(source), "--digest", "none", "--out"],
+            CRC32: [*TOOL, "--model", str(source), "--digest", "crc32", "--out"],
+            SHA256: [*TOOL, "--model", str(source), "--out"],
+            TORCH: [*BY_HAND, str(source)],
             PADDLENLP: [*PEER, str(shutil.copytree(source, temp / "source"))],
         }
         reason = warm_up(commands, temp)
         floor_mib = own_peak_mib()
         costs = measure(commands, temp, runs)
         weights = None if reason else compare_weights(temp / CONVERT, temp / PADDLENLP)
+        by_hand = compare_weights(temp / CONVERT, temp / TORCH)
+        if by_hand["different"]:
+            raise CommandError(f"torch's `{by_hand['different'][0]}` differs from convert's")
     return {
         "model": model,
         "weights_bytes": plan["size_bytes"],
@@ -125,7 +143,7 @@ def warm_up(commands: dict[str, list[str]], temp: Path) -> str | None:
     Returns:
         Why PaddleNLP cannot convert this model, in which case its command is taken out; None if it can.
     """
-    for name in (CP, CONVERT):
+    for name in (CP, CONVERT, CRC32, SHA256, TORCH):
         run_into(commands[name], temp / name)
     try:
         run_into(commands[PADDLENLP], temp / PADDLENLP)
