@@ -40,9 +40,9 @@ def test_head_survives_the_round_trip(cli, tmp_path, head):
     assert code == 0
     source = json.loads(out)["manifest"]["source"]["files"]
     assert cli("convert", "--src", "paddle", "--dst", "hf", "--model", tmp_path / "p", "--out", tmp_path / "h")[0] == 0
-    weights = next(f["sha256"] for f in source if f["name"] == "model.safetensors")
+    weights = next(f["digest"] for f in source if f["name"] == "model.safetensors")
     manifest = json.loads((tmp_path / "h" / "conversion_manifest.json").read_text())
-    assert next(f["sha256"] for f in manifest["files"] if f["name"] == "model.safetensors") == weights
+    assert next(f["digest"] for f in manifest["files"] if f["name"] == "model.safetensors") == weights
 
 
 def test_wrong_loss_is_caught(cli, tmp_path, monkeypatch):
