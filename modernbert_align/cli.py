@@ -146,6 +146,10 @@ def diff(
         str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
+    engine: Annotated[
+        str,
+        typer.Option(help="padiff runs a pass at a time, stream all of them in lock-step.", metavar="padiff|stream"),
+    ] = "padiff",
     policy: Annotated[
         str | None,
         typer.Option(
@@ -169,6 +173,7 @@ def diff(
             head=head,
             report_dir=report_dir,
             policy=policy,
+            engine=engine,
             as_json=as_json,
         )
     )

@@ -77,6 +77,11 @@ def to_numpy(tensor: paddle.Tensor) -> Floats:
     return tensor.numpy() if tensor.dtype == paddle.float64 else tensor.astype("float32").numpy()
 
 
+def from_torch(tensor: Any) -> paddle.Tensor:
+    """A torch tensor's values as a Paddle tensor that shares its memory; it must not be written to."""
+    return paddle.utils.dlpack.from_dlpack(tensor.detach().contiguous())
+
+
 def dtype_name(tensor: paddle.Tensor) -> str:
     """The dtype without its framework's name, for example `bfloat16`."""
     return str(tensor.dtype).removeprefix("paddle.")

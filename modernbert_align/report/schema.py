@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modernbert_align.core.rows import Dtype, Mode, Row, WeightCheck
+from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
 SCHEMA_VERSION = 1
@@ -88,7 +88,7 @@ class EnginePass(_Strict):
 class Engine(_Strict):
     """What drove both models."""
 
-    name: Literal["padiff"]
+    name: EngineName
     version: str
     passes: tuple[EnginePass, ...]
 
