@@ -9,6 +9,7 @@ Source: torch 2.13 `serialization.py` (`load`, `_load`, `_legacy_load`) and `_we
 format's local file header.
 """
 
+import pickle
 import pickletools
 import re
 import struct
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from modernbert_align.core.checkpoint import unsigned
 from modernbert_align.core.ops import Bits
+from modernbert_align.core.paddle_pickle import printable
 from modernbert_align.errors import CheckpointError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -74,8 +76,10 @@ def read_torch_file(path: Path) -> dict[str, tuple[Bits, str]]:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot read `{path}`: {error.strerror or _line(error)}") from None
-    except Exception as error:  # noqa: BLE001 - a damaged pickle makes torch raise almost anything
-        raise _refused(path, _reason(error), _DAMAGED) from None
+    except pickle.UnpicklingError as error:
+        raise _refused(path, _reason(error), _RESAVE) from None
+    except Exception as error:  # noqa: BLE001 - a damaged file makes torch raise almost anything
+        raise _refused(path, _line(error), _DAMAGED) from None
     return _Tensors(path, storages).read(content)
 
 
@@ -108,14 +112,15 @@ class _Storages:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             prefix = records[0].filename.partition("/")[0] if records else ""  # torch, too, takes the first record's
-            if f"{prefix}/constants.pkl" in archive.NameToInfo:
+            names = set(archive.namelist())
+            if f"{prefix}/constants.pkl" in names:
                 raise _refused(self._path, "it is a TorchScript program", _RESAVE)
             if any(r.compress_type != zipfile.ZIP_STORED or r.file_size != r.compress_size for r in records):
                 raise _refused(self._path, "it has compressed records, which torch.save never writes")
             if sum(r.file_size for r in records) > self.file_bytes:
                 raise _refused(self._path, "its records overlap")
-            if f"{prefix}/data.pkl" not in archive.NameToInfo:
-                raise _refused(self._path, f"it is a zip archive without `{_shown(prefix)}/data.pkl`")
+            if f"{prefix}/data.pkl" not in names:
+                raise _refused(self._path, f"it is a zip archive without `{printable(prefix)}/data.pkl`")
             with archive.open(f"{prefix}/data.pkl") as pickled:
                 _count(self._path, pickled, 1)
             for record in records:
@@ -175,10 +180,13 @@ class _Tensors:
     def read(self, content: object) -> dict[str, tuple[Bits, str]]:
         """All of them, by name."""
         tensors: dict[str, tuple[Bits, str]] = {}
+        known: dict[int, tuple[Bits, str]] = {}
         for name, value in dict.items(self._state(content)):
             if not isinstance(name, str):
                 raise self._refused(f"a name in it is of type {type(name).__name__}, not text", _RESAVE)
-            tensors[name] = self._bits(name, value)
+            if id(value) not in known:
+                known[id(value)] = self._bits(name, value)
+            tensors[name] = known[id(value)]
         return tensors
 
     def _state(self, content: object) -> dict[Any, Any]:
@@ -194,13 +202,13 @@ class _Tensors:
     def _bits(self, name: str, value: object) -> tuple[Bits, str]:
         import torch
 
-        shown = _shown(name)
+        shown = printable(name)
         if type(value) not in (torch.Tensor, torch.nn.Parameter):
             raise self._refused(f"`{shown}` is of type {type(value).__name__}, not a tensor", _RESAVE)
         try:
             tensor = torch.Tensor.detach(value)
             if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
-                kind = str(tensor.layout) if tensor.layout != torch.strided else tensor.device.type
+                kind = f"{'nested' if tensor.is_nested else tensor.layout} on {tensor.device.type}"
                 raise self._refused(f"`{shown}` is not a dense tensor in memory but {kind}", _RESAVE)
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in _DTYPES:
@@ -210,8 +218,10 @@ class _Tensors:
             size = tensor.numel() * tensor.element_size()
             if not tensor.is_contiguous() or tensor.is_neg():
                 self._copied += size
-                if size > tensor.untyped_storage().nbytes() or self._copied > self._storages.file_bytes:
+                if size > tensor.untyped_storage().nbytes():
                     raise self._refused(f"`{shown}` repeats its elements", _RESAVE)
+                if self._copied > self._storages.file_bytes:
+                    raise self._refused("its tensors are views that would take more memory than the file", _RESAVE)
             width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
             bits = tensor.resolve_neg().contiguous().view(width).numpy()
         except RuntimeError as error:
@@ -251,24 +261,19 @@ def _count(path: Path, file: Any, pickles: int) -> None:
                 raise _refused(path, f"it has more than {_MAX_INSTRUCTIONS} pickle instructions", _RESAVE)
 
 
-def _reason(error: Exception) -> str:
-    """What torch, or zipfile, says was wrong."""
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What torch does not unpickle."""
     text = str(error)
     if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it refers to `{_shown(named[1])}`, which is not part of a state dict and was not executed"
+        return f"it refers to `{printable(named[1])}`, which is not part of a state dict and was not executed"
     if told := re.search(r"(?:WeightsUnpickler error: |\n\n)\s*(.*)", text):  # behind advice to load it unsafely
-        return _shown(told[1], 200).rstrip(".")
+        return printable(told[1], 200).rstrip(".")
     return _line(error)
 
 
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {_shown(lines[0], 200).rstrip('.')}" if lines else type(error).__name__
-
-
-def _shown(text: str, length: int = 100) -> str:
-    """Text that is safe to print: one line, no control characters, not endless."""
-    return repr(text[:length])[1:-1]
+    return f"{type(error).__name__}: {printable(lines[0], 200).rstrip('.')}" if lines else type(error).__name__
 
 
 def _refused(path: Path, what: str, hint: str = "") -> CheckpointError:

@@ -1,5 +1,6 @@
 """Where things are said: data on stdout, everything else on stderr."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ def stdout() -> "Console":
     """Console for results. Off a terminal it does not wrap at 80 columns."""
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has the letters of every name
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -33,9 +36,19 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def line(text: str) -> None:
+    """One line of a result."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has the letters of every name
+    sys.stdout.write(one_line(text) + "\n")
+
+
 def notify(message: str) -> None:
     """One line of progress."""
-    stderr().print(one_line(message), style="dim", soft_wrap=True, markup=False)
+    if sys.stderr.isatty():
+        stderr().print(one_line(message), style="dim", soft_wrap=True, markup=False)
+    else:
+        sys.stderr.write(one_line(message) + "\n")
 
 
 def print_json(document: Any) -> None:
@@ -50,13 +63,12 @@ def progress(label: str) -> Iterator[Any]:
     Yields:
         A function of (bytes done, bytes in all).
     """
-    console = stderr()
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=stderr(), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

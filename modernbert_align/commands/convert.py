@@ -126,11 +126,7 @@ def _plan_document(conversion: Conversion, folder: Path, out: Path) -> dict[str,
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    out = console.stdout()
-
-    def line(text: str) -> None:
-        out.print(console.one_line(text), soft_wrap=True, markup=False)
-
+    line = console.line
     line(f"{plan['source']} -> {plan['out']}")
     agree, disagree = plan["layout"]["agree"], plan["layout"]["disagree"]
     line(f"layout   {SIDE_NAMES[plan['src']]}: {agree} of {agree + disagree} non-square Linear weights agree")
@@ -167,11 +163,7 @@ def _show_result(result: Result, wall_s: float, as_json: bool) -> None:
         document = manifest.model_dump(mode="json")
         console.print_json({"out": str(result.out), "up_to_date": result.up_to_date, "manifest": document})
         return
-    out = console.stdout()
-
-    def line(text: str) -> None:
-        out.print(console.one_line(text), soft_wrap=True, markup=False)
-
+    line = console.line
     if result.up_to_date:
         line(f"{result.out} is up to date ({len(manifest.tensors)} tensors)")
         return
@@ -179,7 +171,7 @@ def _show_result(result: Result, wall_s: float, as_json: bool) -> None:
         f"{result.out}: {len(manifest.tensors)} tensors, {sum(file.size_bytes for file in weights):,} bytes "
         f"in {wall_s:.1f} s, {'lossless' if manifest.lossless else f'rounded to {manifest.dtype}'}"
     )
-    _show_casts(result, line)
+    _show_casts(result)
     for proof in manifest.proofs:
         line(f"proved ({proof.level}): {proof.statement}")
     if not manifest.proofs:
@@ -189,13 +181,13 @@ def _show_result(result: Result, wall_s: float, as_json: bool) -> None:
             line(f"{file.digest.replace(':', ' ')}  {file.name}")
 
 
-def _show_casts(result: Result, line: Any) -> None:
+def _show_casts(result: Result) -> None:
     casts = {name: record.cast for name, record in result.manifest.tensors.items() if record.cast is not None}
     if not casts:
         return
     worst = max(casts, key=lambda name: casts[name].max_abs)
     totals = {key: sum(getattr(cast, key) for cast in casts.values()) for key in ("overflow", "underflow", "nan")}
-    line(
+    console.line(
         f"cast of {len(casts)} tensors: largest error {casts[worst].max_abs:.3g} (`{worst}`), "
         f"{totals['overflow']} values overflowed, {totals['underflow']} became zero, {totals['nan']} are not a number"
     )

@@ -4,13 +4,14 @@ Memory stays at one transposed tensor plus a few pieces, whatever the model's si
 under its name or nothing does.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,14 +252,15 @@ def convert(
     """
     conversion = plan_conversion(request, table)
     _refuse(conversion.plan.problems)
-    _check_places(request.folder, out)
-    present = out.exists() or out.is_symlink()
-    if not present:  # now, for the pool below ends only when all of the source has been read
-        _check_space(out, conversion.needs_bytes)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="source-digest") as pool:
+    with _explained(out):
+        _check_places(request.folder, out)
+        present = out.exists() or out.is_symlink()
+        if not present:  # now, for the pool below ends only when all of the source has been read
+            _check_space(out, conversion.needs_bytes)
+    with _explained(out), ThreadPoolExecutor(max_workers=1, thread_name_prefix="source-digest") as pool:
         source_files = pool.submit(_source_files, request, conversion)
         if present:
-            existing = _existing(out, _manifest(request, conversion, source_files.result()), force)
+            existing = _existing(out, request, _manifest(request, conversion, source_files.result()), force)
             if existing is not None:
                 return Result(out=out, manifest=existing, up_to_date=True)
             _check_space(out, conversion.needs_bytes)
@@ -360,8 +362,8 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
         table=plan.table.id,
         table_sha256=plan.table.digest,
         source=Source(
-            model=request.model,
-            location=str(request.folder.absolute()),
+            model=_text(request.model),
+            location=_text(str(request.folder.absolute())),
             revision=request.revision,
             files=source_files,
         ),
@@ -371,8 +373,13 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
         dropped=plan.dropped,
         proofs=(),
         versions=package_versions(("numpy", "ml_dtypes")),
-        command=shlex.join(["modernbert-align", *sys.argv[1:]]),
+        command=_text(shlex.join(["modernbert-align", *sys.argv[1:]])),
     )
+
+
+def _text(name: str) -> str:
+    """A name of the file system as text: bytes that are not UTF-8 as escapes, which JSON could not hold."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _journal_key(request: Request, conversion: Conversion) -> dict[str, Any]:
@@ -396,6 +403,18 @@ def _refuse(problems: Sequence[Problem]) -> None:
         raise CheckpointError(problems[0].message + more, hint=problems[0].hint)
 
 
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"`{error.filename or out}` cannot be read or written: {error.strerror}",
+            hint="check its permissions or choose another --out",
+        ) from None
+
+
 def _check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
@@ -416,12 +435,6 @@ def _check_places(source: Path, out: Path) -> None:
                 f"the output `{out}` and the source `{source}` are in each other's way",
                 hint="choose an --out outside the source folder",
             )
-    try:
-        out.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise CheckpointError(f"cannot write `{out}`: {error.strerror}", hint="choose another --out") from None
     if in_hub_cache(out):
         raise CheckpointError(f"the output `{out}` is in the hub cache", hint="choose an --out outside of it")
 
@@ -452,7 +465,7 @@ def _check_unchanged(request: Request, conversion: Conversion) -> None:
         )
 
 
-def _existing(out: Path, wanted: Manifest, force: bool) -> Manifest | None:
+def _existing(out: Path, request: Request, wanted: Manifest, force: bool) -> Manifest | None:
     """The manifest at `out` if it is up to date; None if `out` is free to be written."""
     if not out.is_dir():
         raise CheckpointError(f"the output `{out}` is a file", hint="choose another --out")
@@ -466,8 +479,21 @@ def _existing(out: Path, wanted: Manifest, force: bool) -> Manifest | None:
     if force:
         return None
     found = read_manifest(out)
-    if found is not None and found.same_request(wanted) and all(_same_file(out, file) for file in found.files):
-        return found
+    overflown = found is not None and any(t.cast is not None and t.cast.overflow for t in found.tensors.values())
+    if (
+        found is not None
+        and found.same_request(wanted)
+        and (request.allow_overflow or not overflown)
+        and all(_same_file(out, file) for file in found.files)
+    ):
+        # `tensors` is not asked for again: every file was just read and is what it was.
+        unproved = [level for level in request.prove if level not in ("tensors", *(p.level for p in found.proofs))]
+        if not unproved:
+            return found
+        raise CheckpointError(
+            f"the output `{out}` is up to date, but was converted without --prove {','.join(unproved)}",
+            hint="use --force to convert it again and prove it",
+        )
     raise CheckpointError(
         f"the output `{out}` exists and is another or a changed conversion", hint="use --force to replace it"
     )

@@ -80,7 +80,8 @@ def _real(path: Path) -> Path:
 
 
 def _is_repository(folder: Path) -> bool:
-    return bool(_REPOSITORY.fullmatch(folder.name)) and any((folder / n).is_dir() for n in ("snapshots", "blobs"))
+    # Path.is_dir raises on a folder that may not be entered.
+    return bool(_REPOSITORY.fullmatch(folder.name)) and any(os.path.isdir(folder / n) for n in ("snapshots", "blobs"))  # noqa: PTH112
 
 
 def _is_snapshot(folder: Path) -> bool:
@@ -88,4 +89,4 @@ def _is_snapshot(folder: Path) -> bool:
 
 
 def _has_shared_store(cache: Path) -> bool:
-    return (cache / _SHARED_STORE / _SHARED_STORE_MARKER).is_file()
+    return os.path.isfile(cache / _SHARED_STORE / _SHARED_STORE_MARKER)  # noqa: PTH113 - as above

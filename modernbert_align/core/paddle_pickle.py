@@ -128,6 +128,11 @@ class _Array:
         return math.prod(self.shape) * self.dtype.width
 
 
+def printable(text: str, length: int = 100) -> str:
+    """Text from a file that is safe in a message: one line, no control characters, not endless."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:length])
+
+
 def read_pdparams(path: Path) -> dict[str, tuple[Bits, str]]:
     """Read every array of a `.pdparams` file; nothing in the file is executed.
 
@@ -189,7 +194,7 @@ class _Reader:
                 case (_Array(data=data) as array) | (str(), _Array(data=data) as array) if data is not None:
                     found[name] = array
                 case _:
-                    raise self._refused(f"`{_shown(name)}` is {_kind(value)}, not an array", _RESAVE)
+                    raise self._refused(f"`{printable(name)}` is {_kind(value)}, not an array", _RESAVE)
         return self._joined(found, sliced)
 
     def _joined(self, found: dict[str, _Array], sliced: object) -> dict[str, _Array]:
@@ -201,13 +206,13 @@ class _Reader:
                 case {"OriginShape": tuple() as shape, "slices": [str(), *_] as parts, **rest} if not rest:
                     pass
                 case _:
-                    raise self._refused(f"the slices of `{_shown(name)}` are not described as Paddle does")
+                    raise self._refused(f"the slices of `{printable(name)}` are not described as Paddle does")
             arrays = [found.pop(part, None) if isinstance(part, str) else None for part in parts]
             slices = tuple(array for array in arrays if array is not None)
             if len(slices) != len(parts) or len({array.dtype for array in slices}) != 1 or name in found:
-                raise self._refused(f"the slices of `{_shown(name)}` are missing or do not belong together")
+                raise self._refused(f"the slices of `{printable(name)}` are missing or do not belong together")
             if any(len(array.shape) != 1 for array in slices):
-                raise self._refused(f"the slices of `{_shown(name)}` are not flat")
+                raise self._refused(f"the slices of `{printable(name)}` are not flat")
             found[name] = _Array(dtype=slices[0].dtype, shape=self._shape(shape), slices=slices)
         return found
 
@@ -216,7 +221,7 @@ class _Reader:
     def _bits(self, array: _Array) -> Bits:
         parts = array.slices or (array,)
         if sum(part.size_bytes for part in parts) != array.size_bytes:
-            raise self._refused(f"an array of shape {_shown(str(array.shape))} has slices of another size")
+            raise self._refused(f"an array of shape {printable(str(array.shape))} has slices of another size")
         for part in parts:
             self._check(part)
         content = np.empty(array.size_bytes, np.uint8)
@@ -230,7 +235,7 @@ class _Reader:
                 return np.ascontiguousarray(bits.reshape(array.shape[::-1]).T)
             return bits.reshape(array.shape)
         except ValueError:  # no elements and absurd sizes
-            raise self._refused(f"no array can have the shape {_shown(str(array.shape))}") from None
+            raise self._refused(f"no array can have the shape {printable(str(array.shape))}") from None
 
     def _check(self, array: _Array) -> None:
         data, claimed = array.data, array.size_bytes
@@ -245,7 +250,7 @@ class _Reader:
             held = len(data or b"")
             fits = claimed == held
         if not fits:
-            shape, code = _shown(str(array.shape)), array.dtype.code
+            shape, code = printable(str(array.shape)), array.dtype.code
             raise self._refused(f"an array of shape {shape} and dtype `{code}` has {held} bytes", _DAMAGED)
 
     def _fill(self, out: Bits, data: bytes | _Span | None) -> None:
@@ -361,7 +366,7 @@ class _Reader:
     def _reduced(self, function: object, arguments: object) -> object:
         """What a call stands for."""
         match function, arguments:
-            case _Global.RECONSTRUCT, (_Global.NDARRAY, _, _):
+            case _Global.RECONSTRUCT, (_Global.NDARRAY, (0,), b"b"):
                 return _Array()
             case _Global.FROM_BUFFER, (bytes() | _Span() as data, _Dtype() as dtype, shape, "C" | "F" as order):
                 array = _Array()
@@ -369,7 +374,7 @@ class _Reader:
                 return array
             case _Global.DTYPE, (str(code), _, _):
                 if code not in _DTYPES:
-                    what = "Python objects" if code.startswith("O") else f"dtype `{_shown(code)}`"
+                    what = "Python objects" if code.startswith("O") else f"dtype `{printable(code)}`"
                     raise self._refused(f"it holds an array of {what}, which has no safetensors dtype", _RESAVE)
                 return _Dtype(code)
             case _Global.ENCODE, (str(text), "latin1" | "latin-1"):
@@ -389,7 +394,7 @@ class _Reader:
 
     def _build(self, target: object, state: object) -> None:
         match target, state:
-            case _Array(data=None), (_, shape, _Dtype() as dtype, bool(column_major), bytes() | _Span() as data):
+            case _Array(data=None), (1, shape, _Dtype() as dtype, bool(column_major), bytes() | _Span() as data):
                 self._complete(target, dtype, shape, column_major, data)
             case _Dtype(), (_, ">", *_):
                 raise self._refused("it holds big-endian arrays", _RESAVE)
@@ -414,11 +419,8 @@ class _Reader:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self._malformed()
         if (module, name) not in _GLOBALS:
-            raise CheckpointError(
-                f"`{self._path}` refers to `{_shown(f'{module}.{name}')}`, which is not part of a Paddle checkpoint; "
-                "nothing was executed",
-                hint=_RESAVE,
-            )
+            what = f"it refers to `{printable(f'{module}.{name}')}`, which is not part of one; nothing was executed"
+            raise self._refused(what, _RESAVE)
         return _GLOBALS[module, name]
 
     def _append(self, items: list[object]) -> None:
@@ -435,7 +437,7 @@ class _Reader:
             if not isinstance(key, str):
                 raise self._refused(f"a name in it is {_kind(key)}, not text", _RESAVE)
             if key in target:
-                raise self._refused(f"the name `{_shown(key)}` is in it twice")
+                raise self._refused(f"the name `{printable(key)}` is in it twice")
             target[key] = value
 
     # Stack and bytes
@@ -520,8 +522,3 @@ def _kind(value: object) -> str:
             return "a class or function"
         case _:
             return f"of type {type(value).__name__}"
-
-
-def _shown(name: str) -> str:
-    """A name that is safe to print: one line, no control characters, not endless."""
-    return repr(name[:100])[1:-1]

@@ -169,7 +169,7 @@ def _stored(plan: Plan, entry: Entry) -> str:
 
 def _taken(plan: Plan, entry: Entry) -> tuple[int, int]:
     """The rows, in Hugging Face's layout, that an entry takes of its source tensor."""
-    return entry.rows if entry.rows and plan.src == "paddle" else (0, entry.hf_shape[0])
+    return entry.rows if entry.rows and plan.src == "paddle" else (0, (entry.hf_shape or (1,))[0])
 
 
 def _check_dye(
@@ -207,7 +207,9 @@ def _expected(
 ) -> Iterator[np.ndarray]:  # type: ignore[type-arg]
     """The numbers of a target's elements in order, a block of its rows at a time."""
     rows, cols = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    step = max(1, _BLOCK // max(1, cols))
+    if cols == 0:
+        return
+    step = max(1, _BLOCK // cols)
     for top in range(0, rows, step):
         i = np.arange(top, min(top + step, rows), dtype=np.uint64)[:, None]  # [rows 1]
         j = np.arange(cols, dtype=np.uint64)[None, :]  # [1 cols]
@@ -215,8 +217,8 @@ def _expected(
         for entry in entries:
             base = np.uint64(first[_stored(plan, entry)])
             start, _ = entry.rows or (0, 0)
-            out_rows = entry.hf_shape[0]
-            inner = math.prod(entry.hf_shape[1:])
+            out_rows, *rest = entry.hf_shape or (1,)
+            inner = math.prod(rest)
             if entry.op.name == "T" and plan.src == "hf":  # target[i, start + r] = part[r, i]
                 columns = slice(start, start + out_rows)
                 block[:, columns] = base + (j[:, columns] - np.uint64(start)) * np.uint64(inner) + i

@@ -24,6 +24,7 @@ from modernbert_align.errors import ConfigError, TableError, UsageError
 Side = Literal["hf", "paddle"]
 Kind = Literal["embedding", "norm", "linear", "decoder"]
 Sizes = ModelConfig | SimpleNamespace
+_WRITTEN = ("config.json", "conversion_manifest.json", "conversion_journal.jsonl", "model.safetensors.index.json")
 _DIM = re.compile(r"^(\d*)([A-Z]?)$")
 
 
@@ -415,6 +416,11 @@ def parse_table(raw: Mapping[str, Any], digest: str, *, where: str) -> Table:
     if "body" not in document.rows:
         raise TableError(f"`{where}`: there are no rows `body`")
     names = {row.hf for rows in document.rows.values() for row in rows}
+    for name in document.config.carried_files:
+        if not name or Path(name).name != name or name in _WRITTEN or name.endswith(".safetensors"):
+            raise TableError(
+                f"`{where}`: `{name}` cannot be a carried file: a conversion writes its own, or it is a path"
+            )
     for rows in document.rows.values():
         for row in rows:
             texts = (row.hf, row.paddle, row.probe, row.to or row.hf)

@@ -1,6 +1,6 @@
 """Checks a finished conversion again: against its manifest, and against its source if that can be reached."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,31 +82,45 @@ def _algorithm(digest: str) -> Algorithm:
 def _check_files(folder: Path, manifest: Manifest, found: Verification, notify: Notify) -> None:
     """Every listed file by size and digest; and nothing beside them that a framework would load instead."""
     notify(f"checking {len(manifest.files)} files")
-    undigested = 0
-    for file in manifest.files:
-        problem, compared = _against(folder / file.name, file)
-        undigested += not compared
-        if problem:
-            found.problems.append(problem)
-    count = len(manifest.files) - undigested
-    if count:
-        found.checked.append(f"{count} files against the digests of the manifest")
-    if undigested:
-        found.not_checked.append(f"{undigested} weight files were written with --digest none: only their sizes agree")
+    _check_digests(folder, manifest.files, found, "")
     listed = {file.name for file in manifest.files} | {MANIFEST}
+    others = []
     for path in sorted(folder.iterdir()):
-        if path.name not in listed and (
-            path.suffix in _WEIGHT_SUFFIXES or path.name in (JOURNAL, f"{WEIGHTS}.index.json")
-        ):
+        if path.name in listed:
+            continue
+        if path.name == JOURNAL:
+            found.problems.append(f"`{path}` is left of a conversion that was stopped; delete it if nothing else is wrong")
+        elif path.suffix in _WEIGHT_SUFFIXES or path.name == f"{WEIGHTS}.index.json":
             found.problems.append(f"`{path}` is not part of the conversion, and a framework may load it instead")
+        else:
+            others.append(path.name)
+    if others:
+        found.not_checked.append(f"not part of the conversion: {', '.join(others)}")
+
+
+def _check_digests(folder: Path, files: Sequence[FileDigest], found: Verification, whose: str) -> None:
+    """Files by size and digest; only those whose bytes were read count as checked."""
+    compared = 0
+    by_size = []
+    for file in files:
+        problem, looked = _against(folder / file.name, file)
+        compared += looked
+        if problem:
+            found.problems.append(f"{whose and 'source: '}{problem}")
+        elif not looked:
+            by_size.append(file.name)
+    if compared:
+        found.checked.append(f"{compared} {whose}files against the digests of the manifest")
+    if by_size:
+        found.not_checked.append(f"{whose}files without a digest in the manifest, but for size: {', '.join(by_size)}")
 
 
 def _against(path: Path, file: FileDigest) -> tuple[str, bool]:
-    """What is wrong with a file, and whether its content was compared at all."""
+    """What is wrong with a file, and whether its bytes were compared."""
     if not path.is_file():
-        return f"`{path}` is missing", True
+        return f"`{path}` is missing", False
     if path.stat().st_size != file.size_bytes:
-        return f"`{path}` has {path.stat().st_size} bytes, the manifest says {file.size_bytes}", True
+        return f"`{path}` has {path.stat().st_size} bytes, the manifest says {file.size_bytes}", False
     if file.digest is None:
         return "", False
     if file_digest(path, _algorithm(file.digest)) != file.digest:
@@ -159,14 +173,7 @@ def _check_source(
 ) -> None:
     """The source is what it was, and converting it again gives the same tensors."""
     notify(f"checking the source {place}")
-    compared = 0
-    for file in manifest.source.files:
-        problem, looked = _against(place / file.name, file)
-        compared += looked
-        if problem:
-            found.problems.append(f"source: {problem}")
-    if compared:
-        found.checked.append(f"{compared} source files against the digests of the manifest")
+    _check_digests(place, manifest.source.files, found, "source ")
     if table.digest != manifest.table_sha256:
         found.not_checked.append(
             f"the table `{table.id}` changed since: the source is converted with the installed one"
@@ -192,7 +199,10 @@ def _check_source(
     digested = [name for name, record in manifest.tensors.items() if record.digest and name in items]
     different = sorted(set(items) ^ set(manifest.tensors))
     found.problems += [f"`{name}` is on one side only: in the source or in the manifest" for name in different]
-    if not digested or plan.problems:
+    if plan.problems:
+        return
+    if not digested:
+        found.not_checked.append("no tensor has a digest in the manifest: none is held against the source's")
         return
     notify(f"converting {len(digested)} tensors again, into a hash")
     scratch = Scratch()

@@ -65,8 +65,8 @@ def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-def only_a_bin_file(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def only_another_file(folder):
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
 
 def truncated(folder):
@@ -88,13 +88,13 @@ BROKEN = {
     no_config: "no `config.json`",
     invalid_config: "not valid JSON",
     config_is_a_list: "not an object",
-    other_model_type: "`bert`",
+    other_model_type: "bert",
     other_architecture: "ModernBertDecoderForCausalLM",
     unsupported_switch: "`hidden_activation` = `relu`",
     rope_scaling: "`rope_scaling.rope_type` = `dynamic`",
     wrong_sizes: "mlp.Wi.weight",
     no_weights: "no `model.safetensors`",
-    only_a_bin_file: "no `model.safetensors`",
+    only_another_file: "no `model.safetensors`",
     truncated: "truncated",
     truncated_in_the_header: "not a whole safetensors file",
     empty_file: "not a whole safetensors file",

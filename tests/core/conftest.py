@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from modernbert_align.core.convert import Request
 from modernbert_align.core.model_config import parse_config
-from modernbert_align.core.table import load_table
+from modernbert_align.core.table import Table, load_table
 
 settings.register_profile("core", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("core")
@@ -43,6 +43,8 @@ CONFIG: dict[str, Any] = {
     "transformers_version": "4.55.4",
     "vocab_size": 23,
 }
+# What makes it a decoder's; its attention has q, k and v apart.
+DECODER: dict[str, Any] = {"architectures": ["ModernBertDecoderForCausalLM"], "model_type": "modernbert-decoder"}
 NUMPY = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -103,6 +105,7 @@ def build_checkpoint(
     tied_copy: bool = False,
     change: Callable[[dict[str, np.ndarray]], None] | None = None,
     files: Mapping[str, str] | None = None,
+    table: Table | None = None,
     **config: Any,
 ) -> Built:
     """Write a synthetic checkpoint.
@@ -114,14 +117,18 @@ def build_checkpoint(
         tied_copy: Store a tied decoder as well, equal to the embedding.
         change: Edits the arrays before they are written.
         files: Other files: name -> text.
+        table: The model's; ModernBERT's by default.
         config: config.json keys that differ from `CONFIG`; None deletes a key.
     """
     document = {key: value for key, value in (CONFIG | config).items() if value is not None}
-    table = load_table()
-    entries = table.expand(parse_config(document), table.head_of(document["architectures"], where="test"))
+    table = table or load_table()
+    sizes = table.sizes(document, where="test")
+    entries = table.expand(sizes, table.head_of(document["architectures"], where="test"))
     arrays: dict[str, np.ndarray] = {}
     start = 0
     for entry in entries:
+        if entry.name(side) in arrays:  # parts of one stacked weight
+            continue
         if entry.op.stored:
             arrays[entry.name(side)] = distinct(start, entry.shape(side), dtype)
             start += arrays[entry.name(side)].size
@@ -149,9 +156,25 @@ def build():
 
 
 @pytest.fixture(scope="session")
+def build_decoder():
+    """Gives `build_checkpoint` for the decoder's table; `norm_bias` and the like as keywords."""
+
+    def built(folder: Path, **options: Any) -> Built:
+        return build_checkpoint(folder, table=load_table("modernbert-decoder"), **DECODER | options)
+
+    return built
+
+
+@pytest.fixture(scope="session")
 def table():
     """The shipped table."""
     return load_table()
+
+
+@pytest.fixture(scope="session")
+def decoder_table():
+    """The shipped table of the decoders, whose q, k and v are one weight on Paddle's side."""
+    return load_table("modernbert-decoder")
 
 
 @pytest.fixture(scope="session")
@@ -166,11 +189,11 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def asking():
-    """Gives a conversion request for a folder."""
+    """Gives a conversion request for a folder; other options of `Request` as keywords."""
 
-    def request(folder: Path, src: str = "hf", dtype: str = "keep") -> Request:
+    def request(folder: Path, src: str = "hf", dtype: str = "keep", **options: Any) -> Request:
         dst = "paddle" if src == "hf" else "hf"
-        return Request(folder=folder, model="synthetic", revision=None, src=src, dst=dst, dtype=dtype)
+        return Request(folder=folder, model="synthetic", revision=None, src=src, dst=dst, dtype=dtype, **options)
 
     return request
 

@@ -1,26 +1,26 @@
-"""Reading and writing safetensors: what the library writes is read, what it never wrote is refused."""
+"""Reading checkpoints: what the library writes is read, what it never wrote is refused."""
 
-import hashlib
 import json
+import pickle
+import shutil
 import struct
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import TensorSpec, serialize
+from safetensors import TensorSpec, serialize_file
 from safetensors.numpy import load_file, save_file
 
-from modernbert_align.core import checkpoint as module
 from modernbert_align.core.checkpoint import (
     DTYPE_BYTES,
     INDEX,
+    PADDLE_WEIGHTS,
+    TORCH_WEIGHTS,
     WEIGHTS,
-    SafetensorsWriter,
-    canonical_order,
-    file_sha256,
+    Checkpoint,
+    TensorInfo,
+    check_inside,
     open_checkpoint,
     read_header,
     unsigned,
@@ -53,12 +53,13 @@ def filled(tensors):
     }
 
 
-def written(path, tensors, bits, file_format="pt"):
-    specs = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
-    with SafetensorsWriter(path, specs, file_format) as writer:
-        for name in writer.order:
-            writer.write(name, iter([bits[name]]))
-    return writer
+def written(path, tensors, bits):
+    """A file by the library."""
+    specs = {
+        name: TensorSpec(dtype=LIBRARY[dtype], shape=shape, data_ptr=bits[name].ctypes.data, data_len=bits[name].nbytes)
+        for name, (dtype, shape) in tensors.items()
+    }
+    serialize_file(specs, path, {"format": "pt"})
 
 
 def raw_file(path, header, body=b"", *, length=None):
@@ -82,21 +83,7 @@ def file(tmp_path):
 
 
 @given(tensors=TENSORS)
-def test_the_writer_writes_what_the_library_writes(tensors, tmp_path_factory):
-    path = tmp_path_factory.mktemp("canonical") / WEIGHTS
-    bits = filled(tensors)
-    specs = {
-        name: TensorSpec(dtype=LIBRARY[dtype], shape=shape, data_ptr=bits[name].ctypes.data, data_len=bits[name].nbytes)
-        for name, (dtype, shape) in tensors.items()
-    }
-    library = bytes(serialize(specs, {"format": "np"}))
-    writer = written(path, tensors, bits, "np")
-    assert path.read_bytes() == library
-    assert writer.sha256 == hashlib.sha256(library).hexdigest() == file_sha256(path)
-
-
-@given(tensors=TENSORS)
-def test_what_is_written_reads_back(tensors, tmp_path_factory):
+def test_what_the_library_writes_is_read_as_it_is(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("round") / WEIGHTS
     bits = filled(tensors)
     written(path, tensors, bits)
@@ -110,34 +97,16 @@ def test_what_is_written_reads_back(tensors, tmp_path_factory):
         assert opened.tensors[name].size_bytes == expected.nbytes
 
 
-@given(
-    step=st.integers(8, 200),
-    elements=st.integers(0, 150),
-    dtype=st.sampled_from(["U8", "BF16", "F32", "F64"]),
-)
-def test_chunks_are_the_whole_tensor_in_order(step, elements, dtype, tmp_path_factory):
-    path = tmp_path_factory.mktemp("chunks") / WEIGHTS
-    tensors = {"first": (dtype, (3,)), "second": (dtype, (elements,)), "third": (dtype, (2,))}
-    bits = filled(tensors)
-    written(path, tensors, bits)
-    opened = open_checkpoint(path.parent)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES", step)
-        pieces = list(opened.chunks("second"))
-    assert all(piece.nbytes <= step for piece in pieces)
-    assert len(pieces) == -(-elements // (step // DTYPE_BYTES[dtype]))
-    assert np.array_equal(np.concatenate([*pieces, bits["second"][:0]]), bits["second"])
-
-
-def test_wider_formats_come_first_and_names_decide_within_one():
-    specs = [
-        ("b", "BF16", (1,)),
-        ("a", "F32", (1,)),
-        ("c", "F32", (2,)),
-        ("a2", "BF16", ()),
-        ("z", "I64", (1,)),
-    ]
-    assert [name for name, _, _ in canonical_order(specs)] == ["z", "a", "c", "a2", "b"]
+@given(elements=st.integers(1, 40), data=st.data(), dtype=st.sampled_from(["U8", "BF16", "F32", "F64"]))
+def test_any_run_of_elements_can_be_read(elements, data, dtype, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / WEIGHTS
+    bits = filled({"first": (dtype, (3,)), "second": (dtype, (elements,)), "third": (dtype, (2,))})
+    written(path, {name: (dtype, array.shape) for name, array in bits.items()}, bits)
+    start = data.draw(st.integers(0, elements))
+    stop = data.draw(st.integers(start, elements))
+    out = np.empty(stop - start, dtype=unsigned(dtype))
+    open_checkpoint(path.parent).fill("second", start, out)
+    assert np.array_equal(out, bits["second"][start:stop])
 
 
 def test_a_file_of_the_library_is_read(tmp_path):
@@ -236,6 +205,8 @@ def test_a_hole_before_the_first_tensor_is_refused(file):
         b'{"a": {"dtype": ["U8"], "shape": [1], "data_offsets": [0, 1]}}',
         b'{"a": {"dtype": "U8", "shape": ["x"], "data_offsets": [0, 1]}}',
         b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, "1"]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0.0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, true]}}',
         b'{"a": {"dtype": "U8", "shape": [-1, -1], "data_offsets": [0, 1]}}',
         b'{"a": {"dtype": "U8", "shape": [1.5], "data_offsets": [0, 1]}}',
         b'{"__metadata__": [1], "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}',
@@ -278,7 +249,15 @@ def test_a_file_cut_after_it_was_opened_is_noticed(tmp_path):
     with pytest.raises(CheckpointError, match="ended while `last` was read"):
         opened.read("last")
     with pytest.raises(CheckpointError, match="ended while `last` was read"):
-        list(opened.chunks("last"))
+        opened.fill("last", 6, np.empty(3, dtype=np.uint32))
+
+
+def test_a_file_removed_after_it_was_opened_is_noticed(tmp_path):
+    save_file({"a": np.arange(8, dtype=np.float32)}, tmp_path / WEIGHTS)
+    opened = open_checkpoint(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors` cannot be read: No such file"):
+        opened.read("a")
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_told_apart(tmp_path):
@@ -293,11 +272,11 @@ def test_a_folder_with_other_weights_names_them(tmp_path):
     with pytest.raises(CheckpointError, match=r"no `model.safetensors` and no") as refused:
         open_checkpoint(tmp_path)
     assert refused.value.hint == "the folder has no weights"
-    for name in ("pytorch_model.bin", "model_state.pdparams", "notes.txt"):
+    for name in ("pytorch_model.bin", "tf.safetensors", "notes.txt"):
         (tmp_path / name).write_text("")
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(tmp_path)
-    assert refused.value.hint == "found model_state.pdparams, pytorch_model.bin; save the model as safetensors first"
+    assert refused.value.hint == "found pytorch_model.bin, tf.safetensors; save the model as safetensors first"
 
 
 @pytest.fixture
@@ -389,7 +368,7 @@ def test_a_tensor_the_index_does_not_list_is_refused(sharded):
 def test_an_index_that_is_no_index_is_refused(sharded, text):
     built, _, _ = sharded
     (built.folder / INDEX).write_text(text)
-    with pytest.raises(CheckpointError, match="is not a valid safetensors index") as refused:
+    with pytest.raises(CheckpointError, match="is not a valid index of shards") as refused:
         open_checkpoint(built.folder)
     assert INDEX in refused.value.message
 
@@ -408,59 +387,131 @@ def test_one_whole_file_goes_before_an_index(sharded):
     assert set(open_checkpoint(built.folder).tensors) == {"only"}
 
 
-def test_the_writer_refuses_tensors_out_of_order(file):
-    specs = [("a", "F32", (1,)), ("b", "F32", (1,))]
-    with (
-        pytest.raises(AssertionError, match="b written out of order"),
-        SafetensorsWriter(file, specs, "pt") as writer,
-    ):
-        writer.write("b", iter([np.zeros(1, np.uint32)]))
+# --- pickles ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("elements", [1, 3])
-def test_the_writer_refuses_a_tensor_of_another_size(file, elements):
-    with (
-        pytest.raises(AssertionError, match=f"a: {4 * elements} bytes written, 8 declared"),
-        SafetensorsWriter(file, [("a", "F32", (2,))], "pt") as writer,
-    ):
-        writer.write("a", iter([np.zeros(elements, np.uint32)]))
+def bits_of(*values):
+    return np.array(values, dtype=np.uint32)
 
 
-def test_the_writer_refuses_to_end_before_every_tensor_is_written(file):
-    specs = [("a", "F32", (1,)), ("b", "F32", (1,))]
-    with (
-        pytest.raises(AssertionError, match="b was never written"),
-        SafetensorsWriter(file, specs, "pt") as writer,
-    ):
-        writer.write("a", iter([np.zeros(1, np.uint32)]))
+def read_torch(path):
+    """In the place of torch: a file that lists its tensors as text."""
+    return {name: (bits_of(*values), "F32") for name, values in json.loads(path.read_text()).items()}
 
 
-def test_the_writer_never_overwrites_a_file(file):
-    file.write_text("mine")
-    with pytest.raises(FileExistsError):
-        SafetensorsWriter(file, [("a", "F32", (1,))], "pt")
-    assert file.read_text() == "mine"
+def write_paddle(path, **arrays):
+    path.write_bytes(pickle.dumps(arrays, protocol=4))
 
 
-@pytest.mark.parametrize("cuts", [[0, 4], [0, 1, 4], [0, 2, 3, 4]])
-def test_a_tensor_may_be_written_in_pieces_and_from_views(file, cuts):
-    view = np.arange(12, dtype=np.uint32).reshape(3, 4).T
-    assert not view.flags.c_contiguous  # the library would write garbage
-    with SafetensorsWriter(file, [("t", "F32", (4, 3))], "pt") as writer:
-        writer.write("t", (view[start:end] for start, end in pairwise(cuts)))
-    assert open_checkpoint(file.parent).read("t").tolist() == view.tolist()
+def test_safetensors_go_before_torchs_pickles_and_those_before_paddles(tmp_path):
+    write_paddle(tmp_path / PADDLE_WEIGHTS, paddle=np.zeros(2, np.float32))
+    assert set(open_checkpoint(tmp_path, read_torch=read_torch).tensors) == {"paddle"}
+    (tmp_path / TORCH_WEIGHTS).write_text('{"torch": [1, 2]}')
+    assert set(open_checkpoint(tmp_path, read_torch=read_torch).tensors) == {"torch"}
+    save_file({"safe": np.zeros(2, np.float32)}, tmp_path / "model-00001-of-00001.safetensors")
+    (tmp_path / INDEX).write_text('{"weight_map": {"safe": "model-00001-of-00001.safetensors"}}')
+    assert set(open_checkpoint(tmp_path, read_torch=read_torch).tensors) == {"safe"}
 
 
-def test_equal_content_gives_equal_bytes_whatever_the_order_it_was_listed_in(tmp_path):
-    tensors = {"b": ("F32", (2,)), "a": ("BF16", (3,)), "c": ("F32", (1,))}
-    bits = filled(tensors)
-    written(tmp_path / "one", tensors, bits)
-    written(tmp_path / "two", dict(reversed(tensors.items())), bits)
-    assert file_sha256(tmp_path / "one") == file_sha256(tmp_path / "two")
+def test_torchs_pickles_are_passed_over_without_something_that_reads_them(tmp_path):
+    (tmp_path / TORCH_WEIGHTS).write_text('{"torch": [1, 2]}')
+    with pytest.raises(CheckpointError, match=r"no `model.safetensors`") as refused:
+        open_checkpoint(tmp_path)
+    assert "pytorch_model.bin" in refused.value.hint
+    write_paddle(tmp_path / PADDLE_WEIGHTS, paddle=np.zeros(2, np.float32))
+    assert set(open_checkpoint(tmp_path).tensors) == {"paddle"}
 
 
-def test_a_digest_is_that_of_the_whole_file(tmp_path, monkeypatch):
-    path = Path(tmp_path / "file")
-    path.write_bytes(bytes(range(256)) * 10)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
-    assert file_sha256(path) == hashlib.sha256(bytes(range(256)) * 10).hexdigest()
+def test_what_a_pickle_holds_is_read_like_a_file(tmp_path):
+    (tmp_path / TORCH_WEIGHTS).write_text('{"a": [5, 6, 7, 8]}')
+    opened = open_checkpoint(tmp_path, read_torch=read_torch)
+    assert opened.pickled
+    info = opened.tensors["a"]
+    assert (info.dtype, info.shape, info.path, info.size_bytes) == ("F32", (4,), tmp_path / TORCH_WEIGHTS, 16)
+    assert opened.read("a").tolist() == [5, 6, 7, 8]
+    out = np.empty(2, dtype=np.uint32)
+    opened.fill("a", 1, out)
+    assert out.tolist() == [6, 7]
+
+
+def test_safetensors_are_no_pickles(sharded):
+    assert not open_checkpoint(sharded[0].folder).pickled
+
+
+def test_shards_of_pickles_are_held_against_their_index(tmp_path):
+    (tmp_path / "one.bin").write_text('{"a": [1]}')
+    (tmp_path / "two.bin").write_text('{"b": [2]}')
+    index = tmp_path / f"{TORCH_WEIGHTS}.index.json"
+    index.write_text('{"weight_map": {"a": "one.bin", "b": "two.bin"}}')
+    opened = open_checkpoint(tmp_path, read_torch=read_torch)
+    assert (opened.read("a").tolist(), opened.read("b").tolist(), opened.pickled) == ([1], [2], True)
+    assert (opened.index, [path.name for path in opened.files]) == (index, ["one.bin", "two.bin"])
+    index.write_text('{"weight_map": {"a": "two.bin", "b": "two.bin"}}')
+    with pytest.raises(CheckpointError, match=r"places `a` in `two.bin`, which does not hold it"):
+        open_checkpoint(tmp_path, read_torch=read_torch)
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(sharded, tmp_path):
+    """The checkpoint of three shards as the hub's cache stores one: a snapshot of links to blobs."""
+    repository = tmp_path / "models--owner--name"
+    folder = repository / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(sharded[0].folder.iterdir())):
+        shutil.copyfile(path, repository / "blobs" / str(number))
+        (folder / path.name).symlink_to(f"../../blobs/{number}")
+    return folder
+
+
+def test_a_snapshot_of_the_hub_is_read_through_its_links(sharded, hub):
+    assert set(open_checkpoint(hub).tensors) == set(sharded[0].arrays)
+    check_inside(hub / "config.json", hub)
+
+
+@pytest.mark.parametrize("name", [INDEX, "model-00002-of-00003.safetensors"])
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_link_that_leaves_the_checkpoint_is_refused(sharded, hub, tmp_path, name, snapshot):
+    folder = hub if snapshot else sharded[0].folder
+    outside = tmp_path / "elsewhere"
+    shutil.copyfile(sharded[0].folder / name, outside)
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match="is a link that leads out of") as refused:
+        open_checkpoint(folder)
+    assert f"`{folder / name}`" in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, TORCH_WEIGHTS, PADDLE_WEIGHTS])
+def test_a_whole_file_that_is_a_link_out_is_refused_before_it_is_read(tmp_path, weights):
+    (tmp_path / "private").write_bytes(b"no weights at all")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / weights).symlink_to(tmp_path / "private")
+    with pytest.raises(CheckpointError, match="is a link that leads out of"):
+        open_checkpoint(tmp_path / "model", read_torch=read_torch)
+
+
+def test_a_link_within_the_checkpoint_is_followed(tmp_path):
+    (tmp_path / "files").mkdir()
+    save_file({"a": np.arange(3, dtype=np.float32)}, tmp_path / "files" / "weights")
+    (tmp_path / WEIGHTS).symlink_to("files/weights")
+    assert open_checkpoint(tmp_path).read("a").view(np.float32).tolist() == [0, 1, 2]
+
+
+def test_a_checkpoint_that_is_itself_a_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    save_file({"a": np.arange(3, dtype=np.float32)}, tmp_path / "real" / WEIGHTS)
+    (tmp_path / "link").symlink_to("real")
+    assert set(open_checkpoint(tmp_path / "link").tensors) == {"a"}
+
+
+def test_a_tensor_without_elements_takes_no_bytes(tmp_path):
+    info = TensorInfo(name="a", dtype="F32", shape=(3, 0), path=tmp_path / "absent", offset=0)
+    assert (info.elements, info.size_bytes) == (0, 0)
+    scalar = TensorInfo(name="a", dtype="F64", shape=(), path=tmp_path / "absent", offset=0)
+    assert (scalar.elements, scalar.size_bytes) == (1, 8)
+    assert not Checkpoint(folder=tmp_path, tensors={"a": info}, files=()).pickled

@@ -6,10 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modernbert_align.core import ops
-from modernbert_align.core.ops import OPS, transpose
+from modernbert_align.core.ops import OPS, TILE, transpose, transpose_into
 
-# Around the switch to strips (1024), around whole strips of 192, and sizes of real models.
-ROWS = st.one_of(st.integers(0, 30), st.sampled_from([1023, 1024, 1025, 1151, 1152, 1153, 1344, 2304]))
+# Around one tile and two, and sizes of real models.
+ROWS = st.one_of(
+    st.integers(0, 30), st.sampled_from([TILE - 1, TILE, TILE + 1, 2 * TILE - 1, 2 * TILE, 2 * TILE + 1, 1152, 2304])
+)
+COLS = st.one_of(st.integers(0, 7), st.sampled_from([TILE - 1, TILE, TILE + 1, 3 * TILE]))
 
 
 def numbered(rows, cols, dtype):
@@ -22,7 +25,7 @@ def test_the_set_of_operations_is_closed():
     assert all(op.name == name and op.inverse in OPS for name, op in OPS.items())
 
 
-@given(rows=ROWS, cols=st.integers(0, 7), dtype=st.sampled_from(["u2", "u4", "u8"]))
+@given(rows=ROWS, cols=COLS, dtype=st.sampled_from(["u2", "u4", "u8"]))
 def test_transpose_puts_every_element_where_it_belongs(rows, cols, dtype):
     source = numbered(rows, cols, dtype)
     found = transpose(source)
@@ -34,7 +37,7 @@ def test_transpose_puts_every_element_where_it_belongs(rows, cols, dtype):
         assert np.array_equal(found, (r * cols + c).astype(dtype))
 
 
-@pytest.mark.parametrize("rows", [1024, 1025, 1300])
+@pytest.mark.parametrize("rows", [5, TILE, TILE + 1, 1300])
 def test_transpose_never_returns_a_view_of_its_source(rows):
     source = numbered(rows, 3, "u4")
     found = transpose(source)
@@ -51,16 +54,35 @@ def test_a_source_that_is_itself_a_view_is_transposed_by_its_values(rows):
     assert np.array_equal(transpose(view), np.array([[row[c] for row in view] for c in range(3)]))
 
 
-def test_strips_and_the_plain_copy_agree(monkeypatch):
-    source = numbered(1500, 5, "u4")
+@pytest.mark.parametrize("tile", [1, 7, 1 << 20])
+def test_the_size_of_a_tile_changes_nothing(monkeypatch, tile):
+    source = numbered(150, 130, "u4")
     whole = transpose(source)
-    monkeypatch.setattr(ops, "_STRIP", 7)  # 1500 is no multiple of it
+    assert np.array_equal(whole, source.T)
+    monkeypatch.setattr(ops, "TILE", tile)
     assert np.array_equal(transpose(source), whole)
+
+
+def test_a_transpose_into_memory_fills_exactly_that_memory():
+    around = np.zeros((140, 90), dtype=np.uint16)
+    source = numbered(70, 130, "u2") + 1  # [rows cols]
+    transpose_into(around[5:135, 10:80], source)  # a view with strides, inside of something else
+    assert np.array_equal(around[5:135, 10:80], source.T)
+    around[5:135, 10:80] = 0
+    assert not around.any()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (3, 67), (64, 128), (100, 130)])
+def test_columns_of_a_matrix_are_transposed_where_they_are(first, last):
+    source = numbered(80, 130, "u4")
+    out = np.empty((last - first, 80), dtype=np.uint32)
+    transpose_into(out, source[:, first:last])
+    assert all(out[c, r] == r * 130 + first + c for r in range(80) for c in range(last - first))
 
 
 @given(
     name=st.sampled_from(sorted(OPS)),
-    rows=st.one_of(st.integers(1, 9), st.just(1100)),
+    rows=st.one_of(st.integers(1, 9), st.just(TILE + 3)),
     cols=st.integers(1, 6),
 )
 def test_every_operation_is_undone_by_its_inverse(name, rows, cols):

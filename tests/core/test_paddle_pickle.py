@@ -87,7 +87,7 @@ def refusal(path):
         assert len(text) < 600
     assert str(path) in error.message
     assert not error.message.endswith(".")
-    return error.message
+    return error.message.replace(str(path), "")
 
 
 def tracked(function, *arguments):
@@ -129,10 +129,10 @@ def test_tensors_that_paddle_saved_with_their_names_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (3, 4), (40, 50, 2)])
 @pytest.mark.parametrize("dtype", sorted(NAMES))
-def test_array_of_every_dtype_and_size_is_read(file, dtype, shape, protocol):
-    content = {"a": array(dtype, shape, 1), "b": array(dtype, shape, 2)}
+def test_array_of_every_dtype_and_size_is_read(file, dtype, protocol):
+    shapes = [(), (1,), (0, 3), (3, 4), (40, 50, 2)]
+    content = {f"{shape} {seed}": array(dtype, shape, seed) for shape in shapes for seed in (1, 2)}
     assert_read(file(content, protocol), content)
 
 
@@ -285,7 +285,7 @@ def test_instruction_that_no_checkpoint_needs_is_named(file, content, named):
 )
 def test_other_globals_are_refused(file, module_name, name):
     message = refusal(file(b"\x80\x04" + text(module_name) + text(name) + b"\x93."))
-    assert repr(f"{module_name}.{name}"[:100])[1:-1] in message
+    assert module_name.replace("\r", r"\r") + "." + name[:4].replace("\x1b", r"\x1b") in message
 
 
 # What a pickle may not claim
@@ -392,12 +392,14 @@ def test_dtype_without_a_safetensors_name_is_refused(file, array, said, protocol
         described(of=np.dtype),
         described(of=bytes),
         described(state={"shape": (6,)}),
+        described(state=(2, (6,), dtype(), False, bytes(24))),
         described(state=(1, (6,), dtype(), False)),
         described(state=(1, (6,), dtype(), 7, bytes(24))),
         Call(NDARRAY, (6,)),
         Call(np.dtype, "f4"),
         Call(np.dtype, ("f4", (2,)), False, True),
         Call(RECONSTRUCT, NDARRAY),
+        Call(RECONSTRUCT, NDARRAY, (0,), b"O", state=(1, (6,), dtype(), False, bytes(24))),
         Call(OrderedDict, [("a", 1)]),
         Call(tuple, "abc"),
         Call(tuple, np.zeros(2)),
@@ -503,6 +505,7 @@ def test_other_files_are_refused(file, content, said):
 def test_path_that_is_no_file_is_refused(tmp_path):
     assert "no such file" in refusal(tmp_path / "absent")
     assert "is not a file" in refusal(tmp_path)
+    assert "cannot read" in refusal(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe")
     assert "is not a file" in refusal(tmp_path / "pipe")
 
@@ -511,7 +514,7 @@ def test_path_that_is_no_file_is_refused(tmp_path):
 def test_file_cut_short_anywhere_is_refused(file, protocol):
     content = pickle.dumps(STATE | {TABLE: {"steps": "x"}}, protocol)
     path = file(content)
-    for size in range(len(content) - 1, -1, -1):
+    for size in sorted({*range(0, len(content), 5), *range(100), len(content) - 1}, reverse=True):
         os.truncate(path, size)
         message = refusal(path)
         assert any(said in message for said in ("it ends early", "it is empty", "does not begin like")), size
@@ -587,18 +590,30 @@ def test_number_of_instructions_is_bounded(file, bomb):
 
 
 class Reference(pickle._Unpickler):
-    """What Python itself reads; pure Python, because the C one takes gigabytes for a high memo index."""
+    """What Python itself reads; not in C, which takes gigabytes for a high memo index."""
+
+    dispatch = {**pickle._Unpickler.dispatch}  # noqa: RUF012 - pickle's own name
 
     def find_class(self, module_name, name):
         if (module_name, name) not in module._GLOBALS:
             raise pickle.UnpicklingError(name)
         return super().find_class(module_name, name)
 
+    def skip_frame(self):
+        """As in C, where a frame has to be in the file and means nothing else."""
+        if struct.unpack("<Q", self.read(8))[0] > len(self.rest()):
+            raise pickle.UnpicklingError("frame")
+
+    dispatch[pickle.FRAME[0]] = skip_frame
+
 
 def reference(content):
     """What Python makes of a pickle: name -> bits, or None."""
     try:
-        state = Reference(io.BytesIO(content)).load()
+        stream = io.BytesIO(content)
+        unpickler = Reference(stream)
+        unpickler.rest = lambda: stream.getbuffer()[stream.tell() :]
+        state = unpickler.load()
         return {name: (value.tobytes(), value.shape) for name, value in state.items() if name != TABLE}
     except Exception:  # noqa: BLE001 - whatever a damaged pickle makes of itself
         return None
@@ -621,6 +636,4 @@ def test_damaged_file_is_read_as_python_reads_it_or_refused(tmp_path_factory, pr
     except CheckpointError:
         refusal(path)
         return
-    # Frame lengths matter to Python's own unpickler in Python only, not to the one in C.
-    expected = reference(bytes(content)) or reference(pickle.dumps(SMALL))
-    assert {name: (bits.tobytes(), bits.shape) for name, (bits, _) in found.items()} == expected
+    assert {name: (bits.tobytes(), bits.shape) for name, (bits, _) in found.items()} == reference(bytes(content))
