@@ -25,7 +25,10 @@ app = typer.Typer(
 table_app = typer.Typer(no_args_is_help=True, help="The name-mapping table that conversion and comparison share.")
 app.add_typer(table_app, name="table")
 
-_MODEL = "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture (tiny, tiny-sensitive, base, large)."
+_MODEL = (
+    "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture "
+    "(tiny, tiny-sensitive, base or large; with -stress: tiny-stress, base-stress, large-stress)."
+)
 
 _HEADS = "base, masked_lm, sequence_classification, token_classification, question_answering or multiple_choice."
 

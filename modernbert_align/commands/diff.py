@@ -17,7 +17,7 @@ from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import Request, check_head, convert
 from modernbert_align.core.digest import file_sha256
-from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
+from modernbert_align.core.fixtures import Inputs, contract_fixture, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
@@ -120,7 +120,7 @@ def _compare(
         console.notify,
     )
     tolerances = load_tolerances(dtypes)
-    fixture = source.fixture.name if source.fixture else None
+    fixture = contract_fixture(source.fixture.name if source.fixture else None)
     used_policy = policy or default_policy(fixture)
     judgement = judge(
         result.records,

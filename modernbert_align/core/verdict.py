@@ -182,6 +182,7 @@ def _judge_row(
         record.mean_abs,
         record.max_abs,
         record.rel_l2,
+        record.reference_rms,
         record.null_rel_l2,
         record.candidate_error,
         record.reference_error,

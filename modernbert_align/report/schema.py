@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Strict(BaseModel):
@@ -109,7 +109,7 @@ class Environment(_Strict):
 class Report(_Strict):
     """A whole comparison."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool_version: str
     created: str
     verdict: Verdict
