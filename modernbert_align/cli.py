@@ -3,6 +3,7 @@
 Imports nothing heavy: `modernbert-align --help` must answer at once. Every verb imports its command when it runs.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,9 @@ import typer
 from modernbert_align import __version__
 from modernbert_align.commands.console import one_line
 from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
+
+# Looking for pydantic plugins reads the metadata of every installed package, and none is meant for this program.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 app = typer.Typer(
     name="modernbert-align",
@@ -233,13 +237,13 @@ def doctor(
 _TABLE = (
     "A shipped table (modernbert, modernbert-decoder) or a TOML file. Default: by the model's type, else modernbert."
 )
-_TABLE_MODEL = f"{_MODEL} Only checkpoint folders for a table other than modernbert; default: the table's own sizes."
+_TABLE_MODEL = f"{_MODEL} The fixtures are modernbert's. Default: the table's default sizes; for modernbert,"
 
 
 @table_app.command("show")
 def table_show(
     table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} For modernbert: base.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} base.")] = None,
     head: Annotated[str | None, typer.Option(help=_HEADS, metavar="HEAD")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -257,7 +261,7 @@ def table_lint(
     table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"{_TABLE_MODEL} For modernbert: tiny. Its config decides the live models."),
+        typer.Option(help=f"{_TABLE_MODEL} tiny. Its config decides the live models."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -274,7 +278,7 @@ def table_lint(
 def table_explain(
     name: Annotated[str, typer.Argument(help="A weight, as either side or an old checkpoint calls it.")],
     table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} For modernbert: base.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} base.")] = None,
     head: Annotated[str | None, typer.Option(help=f"Only this head. {_HEADS}", metavar="HEAD")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -330,6 +334,8 @@ def main(argv: list[str] | None = None) -> int:
         traceback.print_exc()
         _complain("this is a bug in modernbert-align", "please report it with the lines above")
         return EXIT_BUG
+    if code == EXIT_INTERRUPTED:  # what typer makes of the interrupt key
+        _complain("interrupted", "")
     return code if isinstance(code, int) else 0
 
 

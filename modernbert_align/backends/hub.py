@@ -9,7 +9,6 @@ Source: huggingface_hub 0.36 and 1.33: `HfApi.model_info`, `snapshot_download`, 
 
 import errno
 import glob
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modernbert_align.core.checkpoint import PADDLE_WEIGHTS, TORCH_WEIGHTS, WEIGHTS
+from modernbert_align.core.json_input import read_json
 from modernbert_align.errors import AlignError, CheckpointError, ConfigError, MissingPackageError, UsageError
 
 CONFIG = "config.json"
@@ -199,7 +199,7 @@ def shard_names(index: Path) -> list[str]:
         CheckpointError: It is no index, or names something that is not a file beside it.
     """
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json(index, strict=True)["weight_map"].values())
         if not shards or not all(isinstance(shard, str) for shard in shards):
             raise ValueError("`weight_map` names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

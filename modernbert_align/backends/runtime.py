@@ -8,6 +8,7 @@ machine has less, the pin does nothing.) The number of threads was measured to m
 import os
 import platform
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,6 @@ def cpu_flags() -> tuple[str, ...]:
 
 def describe() -> dict[str, Any]:
     """Versions, processor and pins, without importing a framework."""
-    from modernbert_align.core.manifest import package_versions
-
     return {
         "versions": package_versions(
             ("torch", "transformers", "paddlepaddle", "paddlenlp", "padiff", "safetensors", "numpy", "modernbert-align")
@@ -70,3 +69,14 @@ def describe() -> dict[str, Any]:
         "cpu_flags": list(cpu_flags()),
         "pins": {name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "PADIFF_API_CHECK")},
     }
+
+
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions, without importing the packages; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -12,13 +12,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from modernbert_align.backends.hub import fetch_snapshot, parse_hub_id
 from modernbert_align.core.checkpoint import WEIGHTS
-from modernbert_align.core.fixtures import Fixture, InputSpec, fixture_names, load_fixture
 from modernbert_align.core.table import Table
 from modernbert_align.errors import AlignError, CheckpointError, MissingPackageError
+
+if TYPE_CHECKING:  # its schemas take a third of the time a conversion needs to start
+    from collections.abc import Mapping
+
+    from modernbert_align.core.fixtures import Fixture, InputSpec
+    from modernbert_align.core.ops import Bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +40,10 @@ class ModelSource:
     name: str
     kind: Literal["fixture", "directory", "hub"]
     revision: str | None = None
-    fixture: Fixture | None = None
+    fixture: "Fixture | None" = None
 
     @property
-    def inputs(self) -> InputSpec | None:
+    def inputs(self) -> "InputSpec | None":
         """The inputs a fixture is compared on; None for any other model."""
         return self.fixture.inputs if self.fixture else None
 
@@ -65,6 +70,8 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None], head:
         return ModelSource(folder=path, name=path.resolve().name, kind="directory")
     if exists:
         raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
+    from modernbert_align.core.fixtures import fixture_names, load_fixture
+
     if model in fixture_names():
         return _fixture(model, table, notify, "masked_lm" if head in (None, "base") else head)
     hub_id = parse_hub_id(model)
@@ -77,6 +84,13 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None], head:
     raise AssertionError(model)
 
 
+def read_torch(path: Path) -> "Mapping[str, tuple[Bits, str]]":
+    """Read a PyTorch pickle; see `read_torch_file`, which most conversions never need."""
+    from modernbert_align.backends.torch_files import read_torch_file
+
+    return read_torch_file(path)
+
+
 def cache_dir() -> Path:
     """Where fixtures are kept: `$XDG_CACHE_HOME/modernbert-align`, by default under `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -84,6 +98,8 @@ def cache_dir() -> Path:
 
 
 def _fixture(name: str, table: Table, notify: Callable[[str], None], head: str) -> ModelSource:
+    from modernbert_align.core.fixtures import load_fixture
+
     fixture, digest = load_fixture(name)
     parent = cache_dir() / "fixtures"
     folder = parent / f"{name}-{head}-{digest[:12]}"

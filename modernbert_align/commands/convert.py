@@ -4,8 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from modernbert_align.backends.sources import resolve_model
-from modernbert_align.backends.torch_files import read_torch_file
+from modernbert_align.backends.sources import read_torch, resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.cast import SHORT_NAMES
 from modernbert_align.core.convert import (
@@ -78,7 +77,7 @@ def run(
         digest=digest,
         prove=levels,
         allow_overflow=allow_overflow,
-        read_torch=read_torch_file,
+        read_torch=read_torch,
     )
     suffix = dst if head is None else f"{head}-{dst}"
     target = out if out is not None else Path("checkpoints") / f"{source.name}-{suffix}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from modernbert_align.backends.torch_files import read_torch_file
+from modernbert_align.backends.sources import read_torch
 from modernbert_align.commands import console
 from modernbert_align.core.manifest import read_manifest
 from modernbert_align.core.model_config import read_config_file
@@ -14,7 +14,7 @@ from modernbert_align.errors import EXIT_ALIGNED, EXIT_NOT_COMPARED
 def run(*, folder: Path, source: Path | None, table_name: str | None, as_json: bool) -> int:
     """Check a converted folder; returns the exit code."""
     table = _table(folder, table_name)
-    found = verify(folder, table, source=source, read_torch=read_torch_file, notify=console.notify)
+    found = verify(folder, table, source=source, read_torch=read_torch, notify=console.notify)
     if as_json:
         console.print_json(
             {

@@ -19,7 +19,6 @@ import numpy as np
 from modernbert_align.core.hub_cache import inside_source
 from modernbert_align.core.json_input import MAX_JSON_BYTES, parse_json, read_json
 from modernbert_align.core.ops import Bits
-from modernbert_align.core.paddle_pickle import read_pdparams
 from modernbert_align.errors import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -227,7 +226,7 @@ def _open(folder: Path, read_torch: TorchReader | None) -> Checkpoint:
         raise CheckpointError(f"no such directory: `{folder}`", hint="give a checkpoint folder, a hub id or a fixture")
     if not folder.is_dir():
         raise CheckpointError(f"`{folder}` is not a directory", hint="give the folder that holds config.json")
-    for weights, read in ((WEIGHTS, None), (TORCH_WEIGHTS, read_torch), (PADDLE_WEIGHTS, read_pdparams)):
+    for weights, read in ((WEIGHTS, None), (TORCH_WEIGHTS, read_torch), (PADDLE_WEIGHTS, _read_paddle)):
         if read is None and weights != WEIGHTS:
             continue
         if (folder / weights).is_file():
@@ -255,6 +254,12 @@ def check_inside(path: Path, folder: Path) -> None:
         raise CheckpointError(
             f"`{path}` is a link that leads out of `{folder}`", hint="replace the link by the file it points to"
         )
+
+
+def _read_paddle(path: Path) -> Mapping[str, tuple[Bits, str]]:
+    from modernbert_align.core.paddle_pickle import read_pdparams  # most conversions never need it
+
+    return read_pdparams(path)
 
 
 def _read_file(path: Path, read: TorchReader | None) -> tuple[dict[str, TensorInfo], dict[str, Bits]]:

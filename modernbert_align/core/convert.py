@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 
 from modernbert_align.core.cast import CONFIG_NAMES, SHORT_NAMES, WIDENING
@@ -36,7 +38,6 @@ from modernbert_align.core.manifest import (
     Proof,
     Source,
     digest_file,
-    package_versions,
     read_manifest,
 )
 from modernbert_align.core.model_config import read_config_file
@@ -372,7 +373,11 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
         tied=plan.tied,
         dropped=plan.dropped,
         proofs=(),
-        versions=package_versions(("numpy", "ml_dtypes")),
+        versions={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "ml_dtypes": ml_dtypes.__version__,
+        },
         command=_text(shlex.join(["modernbert-align", *sys.argv[1:]])),
     )
 

@@ -1,7 +1,5 @@
 """`conversion_manifest.json`: what a converted folder was made from, with what, and what was proved about it."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -103,17 +101,6 @@ def digest_file(path: Path, algorithm: Algorithm = "sha256") -> FileDigest:
     """Name, size and digest of a file; no digest for `none`."""
     digest = None if algorithm == "none" else file_digest(path, algorithm)
     return FileDigest(name=path.name, size_bytes=path.stat().st_size, digest=digest)
-
-
-def package_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions, without importing the packages; absent ones are left out."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Bits = npt.NDArray[np.unsignedinteger[Any]]
-TILE = 64  # rows and columns at a time; see transpose_into()
+TILE = 64  # columns of the source at a time; see transpose_into()
+_TILE_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def transpose_into(out: Bits, bits: Bits) -> None:
     """
     rows, cols = bits.shape
     for left in range(0, cols, TILE):
-        for top in range(0, rows, TILE):
-            np.copyto(out[left : left + TILE, top : top + TILE], bits[top : top + TILE, left : left + TILE].T)
+        for top in range(0, rows, _TILE_ROWS):
+            tile = bits[top : top + _TILE_ROWS, left : left + TILE]
+            np.copyto(out[left : left + TILE, top : top + _TILE_ROWS], tile.T)
 
 
 def transpose(bits: Bits) -> Bits:

@@ -11,7 +11,7 @@ from modernbert_align.core.checkpoint import Checkpoint, unsigned
 from modernbert_align.core.ops import TILE, Bits, transpose_into
 from modernbert_align.core.plan import PlanItem
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 19  # what a core's own cache holds
 RING = 4
 
 

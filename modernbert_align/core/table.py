@@ -137,10 +137,14 @@ class Entry:
 
 
 class Table:
-    """A loaded table. Use `load_table`."""
+    """A loaded table. Use `load_table`.
+
+    Attributes:
+        document: The parsed file.
+    """
 
     def __init__(self, document: _Document, digest: str) -> None:
-        self._document = document
+        self.document = document
         self.id = document.id
         self.digest = digest
         self.model_type = document.config.model_type
@@ -150,15 +154,15 @@ class Table:
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of all heads."""
-        return tuple(self._document.heads)
+        return tuple(self.document.heads)
 
     def architecture(self, head: str) -> str:
         """Class name of a head, the same in both frameworks."""
-        return self._document.heads[head].architecture
+        return self.document.heads[head].architecture
 
     def format(self, side: Side) -> str:
         """The `format` entry of a safetensors file of that side."""
-        return self._document.sides[side].format
+        return self.document.sides[side].format
 
     def head_of(self, architectures: Sequence[str] | None, *, where: str) -> str:
         """The head a config.json declares.
@@ -169,10 +173,10 @@ class Table:
         if architectures is not None and not isinstance(architectures, (list, tuple)):
             raise UsageError(f"`architectures` is `{architectures!r}` in `{where}`, not a list of names")
         declared = architectures[0] if architectures else ""
-        for head, spec in self._document.heads.items():
+        for head, spec in self.document.heads.items():
             if spec.architecture == declared:
                 return head
-        supported = ", ".join(spec.architecture for spec in self._document.heads.values())
+        supported = ", ".join(spec.architecture for spec in self.document.heads.values())
         raise UsageError(
             f"the architecture `{declared or 'none'}` of `{where}` is not supported", hint=f"supported: {supported}"
         )
@@ -183,7 +187,7 @@ class Table:
         Raises:
             UsageError: It does not.
         """
-        if head in self._document.heads:
+        if head in self.document.heads:
             return head
         near = difflib.get_close_matches(head, self.heads, n=1)
         raise UsageError(
@@ -192,12 +196,12 @@ class Table:
 
     def rows(self, head: str) -> tuple[Row, ...]:
         """Rows of a head as written, body first."""
-        groups = ("body", *self._document.heads[head].rows)
-        return tuple(row for group in groups for row in self._document.rows[group])
+        groups = ("body", *self.document.heads[head].rows)
+        return tuple(row for group in groups for row in self.document.rows[group])
 
     def prefix(self, head: str) -> str:
         """What body names start with in that head."""
-        return "" if head == "base" else self._document.prefix
+        return "" if head == "base" else self.document.prefix
 
     def sizes(self, raw: Mapping[str, Any], *, where: str) -> Sizes:
         """The sizes and switches that decide which rows a model has and of what shape.
@@ -210,13 +214,13 @@ class Table:
         """
         if self.model_type == "modernbert":
             return parse_config(raw, where=where)
-        spec, found = self._document.config, dict(raw)
+        spec, found = self.document.config, dict(raw)
         if "num_labels" not in found and isinstance(found.get("id2label"), dict):
             found["num_labels"] = len(found["id2label"])
-        rows = [row for group in self._document.rows.values() for row in group]
+        rows = [row for group in self.document.rows.values() for row in group]
         switches = {row.when.removeprefix("not ") for row in rows if row.when}
         values: dict[str, int | bool] = {}
-        for key in sorted({*self._document.symbols.values(), *switches, "num_hidden_layers"}):
+        for key in sorted({*self.document.symbols.values(), *switches, "num_hidden_layers"}):
             value = found.get(key, spec.defaults.get(key))
             wanted = bool if key in switches else int
             if type(value) is not wanted or (wanted is int and value < 1):
@@ -233,7 +237,7 @@ class Table:
 
         Applying it twice is applying it once. Paddle's files have no such history.
         """
-        aliases = self._document.aliases
+        aliases = self.document.aliases
         if side == "paddle":
             return name
         parts = [part for part in name.split(".") if part not in aliases.components]
@@ -247,7 +251,7 @@ class Table:
 
     def found_prefix(self, names: Iterable[str]) -> str:
         """What body names start with in a checkpoint: some are saved without the prefix, some with one too many."""
-        prefix = self._document.prefix
+        prefix = self.document.prefix
         return prefix if any(name.startswith(prefix) for name in names) else ""
 
     def expand(self, config: Sizes, head: str, *, prefix: str | None = None) -> tuple[Entry, ...]:
@@ -260,7 +264,7 @@ class Table:
         Raises:
             TableError: A row is inconsistent, or two rows give the same name.
         """
-        body = set(self._document.rows["body"])
+        body = set(self.document.rows["body"])
         prefix = self.prefix(head) if prefix is None else prefix
         entries: list[Entry] = []
         layered: list[Row] = []
@@ -327,16 +331,16 @@ class Table:
         )
 
     def _paddle_of(self, hf: str) -> str:
-        return next(row.paddle for rows in self._document.rows.values() for row in rows if row.hf == hf)
+        return next(row.paddle for rows in self.document.rows.values() for row in rows if row.hf == hf)
 
     def shape(self, row: Row, config: Sizes) -> tuple[int, ...]:
         """The Hugging Face shape of a row for one config."""
         dims = []
         for token in row.shape.split():
             match = _DIM.match(token)
-            if match is None or (match[2] and match[2] not in self._document.symbols):
+            if match is None or (match[2] and match[2] not in self.document.symbols):
                 raise TableError(f"shape `{row.shape}` of row `{row.hf}` has the unknown dimension `{token}`")
-            key = self._document.symbols.get(match[2], "")
+            key = self.document.symbols.get(match[2], "")
             size = getattr(config, key, None) if key else 1
             if type(size) is not int:
                 raise TableError(f"the dimension `{match[2]}` of table `{self.id}` is `{key}`, which is not a size")

@@ -323,7 +323,7 @@ def _all_names(table: Table, config: Sizes) -> dict[str, None]:
 
 def _spellings(table: Table, name: str) -> Iterator[tuple[str, bool]]:
     """A name with every alias and every combination of them on it, and whether it must be read as `name`."""
-    aliases = table._document.aliases
+    aliases = table.document.aliases
     endings = [(name, True)]
     for old, new in aliases.suffixes.items():
         endings += [(name.removesuffix(new) + old, True)] if name.endswith(new) else []

@@ -46,7 +46,7 @@ class TableDiff:
 
 def diff_tables(a: Table, b: Table) -> TableDiff:
     """Compare two tables by what they say; comments and layout of the files do not count."""
-    first, second = a._document, b._document
+    first, second = a.document, b.document
     only_a: list[str] = []
     only_b: list[str] = []
     changed: list[Change] = []

@@ -89,9 +89,7 @@ def _check_files(folder: Path, manifest: Manifest, found: Verification, notify: 
         if path.name in listed:
             continue
         if path.name == JOURNAL:
-            found.problems.append(
-                f"`{path}` is left of a conversion that was stopped; delete it if nothing else is wrong"
-            )
+            found.problems.append(f"`{path}` is left of a stopped conversion; delete it if nothing else is wrong")
         elif path.suffix in _WEIGHT_SUFFIXES or path.name == f"{WEIGHTS}.index.json":
             found.problems.append(f"`{path}` is not part of the conversion, and a framework may load it instead")
         else:

@@ -44,3 +44,8 @@ def test_engine_refuses_to_load_unpinned():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode != 0
     assert "runtime.pin()" in done.stderr
+
+
+def test_absent_packages_are_left_out_of_the_versions():
+    found = runtime.package_versions(("numpy", "no-such-package-anywhere"))
+    assert set(found) == {"python", "numpy"}

@@ -189,7 +189,7 @@ def test_a_journal_is_found(made):
     _, out = made()
     (out / JOURNAL).write_bytes(b"{}\n")
     found = look(out)
-    assert found.problems == [f"`{out / JOURNAL}` is left of a conversion that was stopped; delete it if nothing else is wrong"]
+    assert found.problems == [f"`{out / JOURNAL}` is left of a stopped conversion; delete it if nothing else is wrong"]
 
 
 def test_other_files_are_said_not_to_be_checked(made):
