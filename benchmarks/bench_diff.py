@@ -274,8 +274,8 @@ def tables(result: dict[str, Any]) -> str:
         "ratio of that to the weights": f"{result['ratio']['memory']:.2f}",
     }
     lines = [
-        f"{result['model']} in {result['dtype']}, engine {engine}: {rows} rows of {seq} tokens, {result['probes']} probes, "
-        f"{result['threads']} thread(s)",
+        f"{result['model']} in {result['dtype']}, engine {engine}: {rows} rows of {seq} tokens, "
+        f"{result['probes']} probes, {result['threads']} thread(s)",
         "",
         f"{'':<36}{'CPU s':>10}{'wall s':>10}",
         *(f"{name:<36}{span['cpu_s']:>10.2f}{span['wall_s']:>10.2f}" for name, span in spans.items()),

@@ -172,12 +172,16 @@ def _judge_row(
         return _row(record, status=status, contract=contract, contract_limit=limit, failed=("hygiene",))
     if record.observation != "compared":
         return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
-    if record.mean_abs is None or not record.elements:
-        record = record.model_copy(update={"observation": "missing", "reason": "nothing was measured"})
-        return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
-    if record.candidate_error is None or record.reference_error is None:
-        record = record.model_copy(update={"observation": "missing", "reason": "there is no oracle value"})
-        return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
+    if (
+        record.mean_abs is None
+        or not record.elements
+        or record.candidate_error is None
+        or record.reference_error is None
+    ):
+        measured_at_all = record.mean_abs is not None and bool(record.elements)
+        reason = "there is no oracle value" if measured_at_all else "nothing was measured"
+        unmeasured = record.model_copy(update={"observation": "missing", "reason": reason})
+        return _row(unmeasured, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
     measured = (
         record.mean_abs,
         record.max_abs,

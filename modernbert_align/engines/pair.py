@@ -1,5 +1,6 @@
 """Measures one probe of both models, however it was recorded."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,6 +127,8 @@ def compare(
         metrics = measure(values, expected, mask, scale=probe.scale, oracle=beside.oracle, ulps=context.dtype == "bf16")
     except ValueError as empty:
         return unseen("empty", str(empty))
+    if metrics.reference_error is not None and not math.isfinite(metrics.reference_error):
+        return unseen("nonfinite", "the oracle's value is not finite")
     return Record(
         probe=probe.name,
         dtype=context.dtype,

@@ -207,12 +207,12 @@ def run(
         for probe in probes:
             if probe.key and passes.reference.outputs is not None:
                 for mode in MODES:
-                    ours = passes.candidates[mode].outputs
-                    if ours is not None:
+                    returned = passes.candidates[mode].outputs
+                    if returned is not None:
                         null_parts = passes.output_nulls(probe, mode, mask)
                         beside = Beside(oracle=truth.value(probe, mode), null_parts=null_parts)
                         records[probe.name, mode] = compare(
-                            probe, contexts[mode], ours, passes.reference.outputs, beside
+                            probe, contexts[mode], returned, passes.reference.outputs, beside
                         )
     return tuple(
         _final(probe, contexts[mode], records.get((probe.name, mode)), passes, absent)
@@ -247,7 +247,10 @@ def _final(probe: Probe, context: Context, record: Record | None, passes: _Passe
         return context.unseen(probe, "extra", f"the candidate ran this module {ours} times, the reference {theirs}")
     if record is None:
         error = passes.reference.error or passes.candidates[context.mode].error
-        return context.unseen(probe, "missing", error or "the reference never ran this module")
+        if ours and theirs and not error:
+            return context.unseen(probe, "missing", "the candidate ran this module out of the reference's order")
+        side = "candidate" if theirs else "reference"
+        return context.unseen(probe, "missing", error or f"the {side} never ran this module")
     return record
 
 
