@@ -6,6 +6,7 @@ Runs in a process of its own, so that neither torch nor the model's memory is th
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,6 +27,12 @@ def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
         folder: An existing, empty folder.
     """
     transformers.logging.disable_progress_bar()
+    draw_model(fixture, architecture, fixture.seed).save_pretrained(folder)
+    train_tokenizer(fixture.tokenizer).save_pretrained(folder)
+
+
+def draw_model(fixture: Fixture, architecture: str, seed: int) -> Any:
+    """A model of the fixture's sizes with weights of the fixture's distribution, drawn from any seed."""
     ids = fixture.tokenizer
     config = ModernBertConfig(
         **fixture.config,
@@ -35,14 +42,13 @@ def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
         sep_token_id=ids.sep_token_id,
         eos_token_id=ids.sep_token_id,
     )
-    torch.manual_seed(fixture.seed)
+    torch.manual_seed(seed)
     model = getattr(transformers, architecture)(config)
     if fixture.weights == "sensitive":
         make_sensitive(model)
     if fixture.weights == "stress":
         make_stress(model)
-    model.save_pretrained(folder)
-    train_tokenizer(ids).save_pretrained(folder)
+    return model
 
 
 def make_sensitive(model: torch.nn.Module) -> None:

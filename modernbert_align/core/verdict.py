@@ -198,9 +198,10 @@ def _judge_row(
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
-    noise, noise_limit = None, tolerance.noise.factor_for(record.elements)
+    noise = None
+    noise_limit = tolerance.noise.factor if record.elements >= tolerance.noise.min_elements else None
     size = max(record.reference_rms or 0.0, probe.scale)
-    if record.candidate_error > tolerance.noise.floor * tolerance.unit_roundoff * size:
+    if noise_limit is not None and record.candidate_error > tolerance.noise.floor * tolerance.unit_roundoff * size:
         noise = record.candidate_error / record.reference_error if record.reference_error else None
         if noise is None or not noise <= noise_limit:
             failed.append("noise")
