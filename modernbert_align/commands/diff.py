@@ -245,10 +245,11 @@ def _thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> 
     for dtype, t in tolerances.items():
         under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)
         small = f"null_ratio, at most {t.direct.small_elements} elements"
+        small_noise = f"noise_ratio, at most {t.noise.small_elements} elements"
         numbers: tuple[tuple[Literal["contract", "noise", "direct"], str, float, str, bool], ...] = (
             ("contract", "mean_abs", t.contract.mean_abs, t.contract.origin, under_contract),
             ("noise", "noise_ratio", t.noise.factor, t.noise.origin, True),
-            ("noise", "noise_ratio, elements at least", t.noise.min_elements, t.noise.min_origin, True),
+            ("noise", small_noise, t.noise.small_factor, t.noise.small_origin, True),
             ("direct", "null_ratio", t.direct.factor, t.direct.origin, True),
             ("direct", small, t.direct.small_factor, t.direct.small_origin, True),
         )

@@ -40,8 +40,8 @@ class Contract(_Strict):
         return self.isolated if mode == "isolated" else self.accumulated
 
 
-class Direct(_Strict):
-    """Criterion 4: the largest ratio, and a larger one for rows of at most `small_elements` elements."""
+class Ratio(_Strict):
+    """The largest ratio of criterion 3 or 4, and a larger one for rows of at most `small_elements` elements."""
 
     factor: float = Field(gt=0)
     origin: str = Field(min_length=1)
@@ -54,18 +54,11 @@ class Direct(_Strict):
         return self.small_factor if elements <= self.small_elements else self.factor
 
 
-class Noise(_Strict):
-    """Criterion 3: the largest ratio.
+class Noise(Ratio):
+    """Criterion 3. Neither side's error counts as less than `floor` roundings of the row's values."""
 
-    An error of at most `floor` roundings of the row's values has no ratio, nor has a row of fewer than `min_elements`.
-    """
-
-    factor: float = Field(gt=0)
-    origin: str = Field(min_length=1)
     floor: float = Field(gt=0)
     floor_origin: str = Field(min_length=1)
-    min_elements: int = Field(ge=1)
-    min_origin: str = Field(min_length=1)
 
 
 class Tolerance(_Strict):
@@ -81,7 +74,7 @@ class Tolerance(_Strict):
     accumulator_roundoff: float = Field(gt=0)
     contract: Contract
     noise: Noise
-    direct: Direct
+    direct: Ratio
 
     def floor(self, fan_in: int) -> float:
         """How far two faithful computations may be apart, relatively: one rounding and a sum of `fan_in` terms."""

@@ -198,11 +198,11 @@ def _judge_row(
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
-    noise = None
-    noise_limit = tolerance.noise.factor if record.elements >= tolerance.noise.min_elements else None
-    size = max(record.reference_rms or 0.0, probe.scale)
-    if noise_limit is not None and record.candidate_error > tolerance.noise.floor * tolerance.unit_roundoff * size:
-        noise = record.candidate_error / record.reference_error if record.reference_error else None
+    noise, noise_limit = None, tolerance.noise.factor_for(record.elements)
+    least = tolerance.noise.floor * tolerance.unit_roundoff * max(record.reference_rms or 0.0, probe.scale)
+    if record.candidate_error > least:
+        own = max(record.reference_error, least)  # the reference may be exact, or one number right by luck
+        noise = record.candidate_error / own if own else None
         if noise is None or not noise <= noise_limit:
             failed.append("noise")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null

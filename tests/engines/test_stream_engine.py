@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType, SimpleNamespace
 
@@ -10,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 import torch
-from faults import FAULTS, Fault
+from faults import FAULTS
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
@@ -20,6 +21,7 @@ from modernbert_align.core.verdict import Expectation, judge
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import padiff_engine
 from modernbert_align.engines import stream_engine as engine
+from modernbert_align.engines.faults import Fault
 from modernbert_align.engines.pair import rel_l2
 
 ISOLATED, ACCUMULATED = MODES
@@ -85,13 +87,12 @@ class Judging:
         )
         return judge(records, weights, expectation, load_tolerances(("fp32",)), "contract")
 
-    def both(self, inject, monkeypatch):
+    def both(self, inject):
         """The judgement of an injected fault by engine; each sees a candidate of its own."""
         found = {}
         for name in ("stream", "padiff"):
             self.models = self.models.with_new_candidate()
-            with monkeypatch.context() as patch:
-                inject(self.models.candidate, patch)
+            with inject(self.models.candidate):
                 run = self.models.stream_records if name == "stream" else lambda: self.models.padiff_records(self.nulls)
                 found[name] = self.judge(run())
         return found["stream"], found["padiff"]
@@ -102,17 +103,28 @@ def sensitive(load_models):
     return Judging(load_models("tiny-sensitive"))
 
 
+def lasting(change):
+    """A change to a candidate that is thrown away afterwards."""
+
+    @contextmanager
+    def inject(model):
+        change(model)
+        yield
+
+    return inject
+
+
 def raising(kind):
-    def inject(model, _):
+    def change(model):
         def forward(_x):
             raise kind("no kernel today")
 
         model.model.layers[2].mlp.forward = forward
 
-    return inject
+    return change
 
 
-def raising_at_the_end(model, _):
+def raising_at_the_end(model):
     predict = model.forward
 
     def forward(self, input_ids, **rest):
@@ -122,7 +134,7 @@ def raising_at_the_end(model, _):
     model.forward = MethodType(forward, model)
 
 
-def module_missing(model, _):
+def module_missing(model):
     """The code is there and the module is not."""
     layer = model.model.layers[1]
     norm = layer.mlp_norm
@@ -130,7 +142,7 @@ def module_missing(model, _):
     object.__setattr__(layer, "mlp_norm", norm.forward)
 
 
-def one_output_less_of_the_model(model, _):
+def one_output_less_of_the_model(model):
     predict = model.forward
 
     def forward(self, input_ids, **rest):
@@ -139,15 +151,15 @@ def one_output_less_of_the_model(model, _):
     model.forward = MethodType(forward, model)
 
 
-def one_token_less(model, _):
+def one_token_less(model):
     model.head.register_forward_post_hook(lambda _layer, _inputs, out: out[:, :-1])
 
 
-def another_dtype(model, _):
+def another_dtype(model):
     model.model.final_norm.register_forward_post_hook(lambda _layer, _inputs, out: out.astype("float64"))
 
 
-def modules_in_another_order(model, _):
+def modules_in_another_order(model):
     """The result is right and the norm runs before it is due."""
     layer = model.model.layers[1]
 
@@ -161,24 +173,27 @@ def modules_in_another_order(model, _):
 
 
 MORE_FAULTS = {
-    "RuntimeError": Fault(raising(RuntimeError), "layers.2.mlp", exit_code=5, status="missing"),
-    "AttributeError": Fault(raising(AttributeError), "layers.2.mlp", exit_code=5, status="missing"),
-    "KeyError": Fault(raising(KeyError), "layers.2.mlp", exit_code=5, status="missing"),
-    "raises at the end": Fault(raising_at_the_end, "output", exit_code=5, status="missing"),
-    "module missing": Fault(module_missing, "layers.1.mlp_norm", status="weights"),
-    "no loss": Fault(one_output_less_of_the_model, "output", status="extra"),
-    "one token less": Fault(one_token_less, "head", status="shape_mismatch"),
-    "another dtype": Fault(another_dtype, "final_norm", status="dtype_mismatch"),
+    name: Fault(name=name, inject=lasting(change), first=first, status=status, verdict=verdict)
+    for name, change, first, status, verdict in (
+        ("RuntimeError", raising(RuntimeError), "layers.2.mlp", "missing", "NOT_COMPARED"),
+        ("AttributeError", raising(AttributeError), "layers.2.mlp", "missing", "NOT_COMPARED"),
+        ("KeyError", raising(KeyError), "layers.2.mlp", "missing", "NOT_COMPARED"),
+        ("raises at the end", raising_at_the_end, "output", "missing", "NOT_COMPARED"),
+        ("module missing", module_missing, "layers.1.mlp_norm", "weights", "FAIL"),
+        ("no loss", one_output_less_of_the_model, "output", "extra", "FAIL"),
+        ("one token less", one_token_less, "head", "shape_mismatch", "FAIL"),
+        ("another dtype", another_dtype, "final_norm", "dtype_mismatch", "FAIL"),
+    )
 }
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *MORE_FAULTS])
-def test_both_engines_catch_a_fault_in_the_same_place(sensitive, monkeypatch, name):
+def test_both_engines_catch_a_fault_in_the_same_place(sensitive, name):
     fault = (FAULTS | MORE_FAULTS)[name]
-    streamed, driven = sensitive.both(fault.inject, monkeypatch)
+    streamed, driven = sensitive.both(fault.inject)
     for judgement in (streamed, driven):
-        assert judgement.exit_code == fault.exit_code, judgement.first_failing
-        assert judgement.verdict == ("NOT_COMPARED" if fault.exit_code == 5 else "FAIL")
+        assert judgement.verdict == fault.verdict, judgement.first_failing
+        assert judgement.exit_code == (5 if fault.verdict == "NOT_COMPARED" else 1)
         assert judgement.first_failing.probe == fault.first
         assert judgement.first_failing.status == (fault.status or judgement.first_failing.status)
     ours, theirs = streamed.first_failing, driven.first_failing
@@ -193,18 +208,18 @@ def test_both_engines_catch_a_fault_in_the_same_place(sensitive, monkeypatch, na
         }
 
 
-def test_a_missing_row_says_which_side_lacks_it(sensitive, monkeypatch):
+def test_a_missing_row_says_which_side_lacks_it(sensitive):
     def reason(inject):
-        streamed, driven = sensitive.both(inject, monkeypatch)
+        streamed, driven = sensitive.both(inject)
         return [next(r.reason for r in j.rows if r.probe == "layers.2.mlp") for j in (streamed, driven)]
 
     assert reason(FAULTS["probe never ran"].inject) == ["the candidate never ran this module"] * 2
-    assert all("no kernel today" in text for text in reason(raising(RuntimeError)))
+    assert all("no kernel today" in text for text in reason(lasting(raising(RuntimeError))))
 
 
 def test_a_module_that_runs_before_its_time_is_not_compared_with_another(sensitive):
     models = sensitive.models = sensitive.models.with_new_candidate()
-    modules_in_another_order(models.candidate, None)
+    modules_in_another_order(models.candidate)
     for mode in MODES:
         rows = {r.probe: r for r in sensitive.judge(models.stream_records()).rows if r.mode == mode}
         for probe in ("layers.1.attn_norm", "layers.1.attn"):

@@ -282,7 +282,7 @@ def test_the_worst_element_shows_both_values(make_report):
 
 def test_the_noise_ratio_is_shown_or_said_why_there_is_none(make_report):
     changes = {
-        ("head", "fp32", "isolated"): {"reference_error": 0.0},
+        ("head", "fp32", "isolated"): {"reference_error": 0.0, "reference_rms": 0.0},
         ("logits", "fp32", "isolated"): {"candidate_error": None},
         ("output", "fp32", "isolated"): None,
     }
