@@ -23,16 +23,22 @@ from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import Request, convert
 from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
-from modernbert_align.core.model_config import parse_config, read_config_file
+from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.probes import Probe, load_probes
-from modernbert_align.core.rows import Dtype
+from modernbert_align.core.rows import ENGINES, Dtype, EngineName
 from modernbert_align.core.table import Entry, load_table
 from modernbert_align.errors import AlignError
 
 ITEM_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
-STEPS = ("weights", "null", "isolated", "accumulated")
-REFERENCE_FORWARDS = 5  # null: 3 (eager, sdpa, sdpa with the eager values put in); isolated and accumulated: 1 each
+STEPS: dict[EngineName, tuple[str, ...]] = {
+    "padiff": ("weights", "null", "isolated", "accumulated"),
+    "stream": ("weights", "stream"),
+}
+# The reference with eager attention and its two variations (sdpa, permuted sums) in both modes; PaDiff runs the
+# reference once more for each mode.
+REFERENCE_FORWARDS: dict[EngineName, int] = {"padiff": 7, "stream": 5}
 CANDIDATE_FORWARDS = 2  # isolated and accumulated
+ORACLE_FORWARDS = 2  # isolated and accumulated
 
 
 class Span(NamedTuple):
@@ -58,6 +64,9 @@ class Case:
     batch: Inputs
     dtype: Dtype
     weights_bytes: int
+    config: ModelConfig
+    head: str
+    engine: EngineName
 
 
 def main() -> int:
@@ -65,11 +74,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", default="base", help="a fixture, a checkpoint folder or a hub id (default: base)")
     parser.add_argument("--dtype", choices=tuple(ITEM_BYTES), default="fp32", help="precision (default: fp32)")
+    parser.add_argument("--engine", choices=ENGINES, default="padiff", help="what drives the models (default: padiff)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="bench-diff-") as temp:
-            result = {"model": options.model, **bench(prepare(options.model, options.dtype, Path(temp)))}
+            result = {"model": options.model, **bench(prepare(options, Path(temp)))}
     except (AlignError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -77,10 +87,10 @@ def main() -> int:
     return 0
 
 
-def prepare(model: str, dtype: Dtype, temp: Path) -> Case:
+def prepare(options: argparse.Namespace, temp: Path) -> Case:
     """Find the model, convert it into `temp` and draw the inputs; imports no framework."""
     table = load_table()
-    source = resolve_model(model, table, console.notify)
+    source = resolve_model(options.model, table, console.notify)
     raw = read_config_file(source.folder)
     where = str(source.folder / "config.json")
     config = parse_config(raw, where=where)
@@ -95,8 +105,11 @@ def prepare(model: str, dtype: Dtype, temp: Path) -> Case:
         entries=table.expand(config, head),
         probes=load_probes(config, head, table.prefix(head)),
         batch=make_inputs(source.inputs or default_inputs(config), config, head),
-        dtype=dtype,
-        weights_bytes=2 * elements * ITEM_BYTES[dtype],
+        dtype=options.dtype,
+        weights_bytes=2 * elements * ITEM_BYTES[options.dtype],
+        config=config,
+        head=head,
+        engine=options.engine,
     )
 
 
@@ -117,20 +130,24 @@ def bench(case: Case) -> dict[str, Any]:
     import modernbert_align.engines.alignment  # noqa: F401 - PaDiff too belongs to the imports
 
     imports_mib = memory_mib("VmRSS")
-    reference, candidate = reference_forward(case), candidate_forward(case)
+    (reference, oracle), candidate = reference_forwards(case), candidate_forward(case)
     gc.collect()  # the two models just timed; the comparison loads its own
     steps = compare(case)
-    contained = total([reference] * REFERENCE_FORWARDS + [candidate] * CANDIDATE_FORWARDS)
+    contained = total(
+        [reference] * REFERENCE_FORWARDS[case.engine] + [candidate] * CANDIDATE_FORWARDS + [oracle] * ORACLE_FORWARDS
+    )
     comparison = total(list(steps.values()))
     weights_mib = case.weights_bytes / 2**20
     above_mib = memory_mib("VmHWM") - imports_mib - weights_mib
     return {
         "dtype": case.dtype,
+        "engine": case.engine,
         "tokens": list(case.batch.input_ids.shape),
         "probes": len(case.probes),
         "threads": os.environ["OMP_NUM_THREADS"],
         "reference_forward": reference._asdict(),
         "candidate_forward": candidate._asdict(),
+        "oracle_forward": oracle._asdict(),
         "steps": {name: span._asdict() for name, span in steps.items()},
         "comparison": comparison._asdict(),
         "contained_forwards": contained._asdict(),
@@ -167,6 +184,9 @@ def compare(case: Case) -> dict[str, Span]:
         case.reference,
         case.candidate,
         case.architecture,
+        case.config,
+        case.head,
+        case.engine,
         case.entries,
         case.probes,
         case.batch,
@@ -177,22 +197,26 @@ def compare(case: Case) -> dict[str, Span]:
     for note in result.passes:
         if note.error:
             raise AlignError(f"the {note.mode} pass stopped: {note.error}")
-    starts, ends = marks[-len(STEPS) - 1 : -1], marks[-len(STEPS) :]
+    steps = STEPS[case.engine]
+    starts, ends = marks[-len(steps) - 1 : -1], marks[-len(steps) :]
     return {
         step: Span(result.timings_s[f"{case.dtype}_{step}"], end - start)
-        for step, start, end in zip(STEPS, starts, ends, strict=True)
+        for step, start, end in zip(steps, starts, ends, strict=True)
     }
 
 
-def reference_forward(case: Case) -> Span:
-    """Time of one forward of the Hugging Face model, without hooks."""
+def reference_forwards(case: Case) -> tuple[Span, Span]:
+    """Time of one forward of the Hugging Face model, without hooks, and of one of the float64 oracle."""
     import torch
 
     from modernbert_align.backends import hf
+    from modernbert_align.backends.oracle import Oracle
 
     model, arguments = hf.load(case.reference, case.architecture, case.dtype), hf.inputs(case.batch)
+    oracle = Oracle(case.config, case.head, model)
     with torch.no_grad():
-        return median_span(lambda: model(**arguments))
+        plain = median_span(lambda: model(**arguments))
+        return plain, median_span(lambda: [None for _ in oracle.accumulated(case.batch)])
 
 
 def candidate_forward(case: Case) -> Span:
@@ -232,10 +256,12 @@ def memory_mib(field: str) -> float:
 def tables(result: dict[str, Any]) -> str:
     """The result for people."""
     rows, seq = result["tokens"]
-    forwards = f"the same {REFERENCE_FORWARDS} + {CANDIDATE_FORWARDS} forwards, plain"
+    engine = result["engine"]
+    forwards = f"{REFERENCE_FORWARDS[engine]} + {CANDIDATE_FORWARDS} + {ORACLE_FORWARDS} forwards, plain"
     spans = {
         "plain forward, reference": result["reference_forward"],
         "plain forward, candidate": result["candidate_forward"],
+        "plain forward, oracle": result["oracle_forward"],
         **{f"comparison, {step}": span for step, span in result["steps"].items()},
         "comparison, all steps": result["comparison"],
         forwards: result["contained_forwards"],
@@ -248,8 +274,8 @@ def tables(result: dict[str, Any]) -> str:
         "ratio of that to the weights": f"{result['ratio']['memory']:.2f}",
     }
     lines = [
-        f"{result['model']} in {result['dtype']}: {rows} rows of {seq} tokens, {result['probes']} probes, "
-        f"{result['threads']} thread(s)",
+        f"{result['model']} in {result['dtype']}, engine {engine}: {rows} rows of {seq} tokens, "
+        f"{result['probes']} probes, {result['threads']} thread(s)",
         "",
         f"{'':<36}{'CPU s':>10}{'wall s':>10}",
         *(f"{name:<36}{span['cpu_s']:>10.2f}{span['wall_s']:>10.2f}" for name, span in spans.items()),

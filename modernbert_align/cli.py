@@ -29,7 +29,10 @@ app = typer.Typer(
 table_app = typer.Typer(no_args_is_help=True, help="The name-mapping table that conversion and comparison share.")
 app.add_typer(table_app, name="table")
 
-_MODEL = "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture (tiny, tiny-sensitive, base, large)."
+_MODEL = (
+    "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture "
+    "(tiny, tiny-sensitive, base or large; with -stress: tiny-stress, base-stress, large-stress)."
+)
 
 _HEADS = "base, masked_lm, sequence_classification, token_classification, question_answering or multiple_choice."
 
@@ -150,6 +153,10 @@ def diff(
         str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
+    engine: Annotated[
+        str,
+        typer.Option(help="padiff runs a pass at a time, stream all of them in lock-step.", metavar="padiff|stream"),
+    ] = "padiff",
     policy: Annotated[
         str | None,
         typer.Option(
@@ -173,9 +180,36 @@ def diff(
             head=head,
             report_dir=report_dir,
             policy=policy,
+            engine=engine,
             as_json=as_json,
         )
     )
+
+
+@app.command()
+def selftest(
+    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs alone, without fp32.", metavar="fp32|bf16")] = "fp32",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{_HEADS} Default: masked_lm, and for every other fault a head that has it.", metavar="HEAD"
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A fixture; in the default no term of the model is zero.", metavar="FIXTURE")
+    ] = "tiny-sensitive",
+    seeds: Annotated[
+        int, typer.Option(help="How many unbroken models, with other weights and inputs, must raise no alarm.")
+    ] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the kill matrix as JSON on stdout.")] = False,
+) -> None:
+    """Prove that the comparison can fail: inject known bugs, check that each is found; exit code 1 if not.
+
+    Example: modernbert-align selftest --seeds 5
+    """
+    from modernbert_align.commands import selftest as command
+
+    raise typer.Exit(command.run(dtype=dtype, head=head, model=model, seeds=seeds, as_json=as_json))
 
 
 @app.command()

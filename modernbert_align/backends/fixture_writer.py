@@ -3,8 +3,10 @@
 Runs in a process of its own, so that neither torch nor the model's memory is the caller's.
 """
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -25,6 +27,12 @@ def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
         folder: An existing, empty folder.
     """
     transformers.logging.disable_progress_bar()
+    draw_model(fixture, architecture, fixture.seed).save_pretrained(folder)
+    train_tokenizer(fixture.tokenizer).save_pretrained(folder)
+
+
+def draw_model(fixture: Fixture, architecture: str, seed: int) -> Any:
+    """A model of the fixture's sizes with weights of the fixture's distribution, drawn from any seed."""
     ids = fixture.tokenizer
     config = ModernBertConfig(
         **fixture.config,
@@ -34,12 +42,13 @@ def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
         sep_token_id=ids.sep_token_id,
         eos_token_id=ids.sep_token_id,
     )
-    torch.manual_seed(fixture.seed)
+    torch.manual_seed(seed)
     model = getattr(transformers, architecture)(config)
     if fixture.weights == "sensitive":
         make_sensitive(model)
-    model.save_pretrained(folder)
-    train_tokenizer(ids).save_pretrained(folder)
+    if fixture.weights == "stress":
+        make_stress(model)
+    return model
 
 
 def make_sensitive(model: torch.nn.Module) -> None:
@@ -50,6 +59,28 @@ def make_sensitive(model: torch.nn.Module) -> None:
                 parameter.normal_(0.0, 0.1)
             elif parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
+
+
+def make_stress(model: torch.nn.Module) -> None:
+    """Redraw all weights as trained ones are distributed: heavy tails, and a few channels far larger than the rest.
+
+    Matrices are normal with a log-normal scale per element (standard deviation 0.04, of output projections 0.03), norm
+    weights log-normal around 1, eight times that in the same four channels of every norm, biases normal.
+
+    Source: what outlier channels look like is after Dettmers et al. 2022, LLM.int8(), section 4.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                std = 0.03 if name.endswith(("Wo.weight", "dense.weight")) else 0.04
+                parameter.normal_(0.0, std * math.exp(-0.25))
+                for rows in parameter.split(4096):  # [rows cols]
+                    rows.mul_(torch.randn_like(rows).mul_(0.5).exp_())
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.1)
+            else:
+                parameter.copy_(torch.randn_like(parameter).mul_(0.3).exp_())
+                parameter[:: max(1, len(parameter) // 4)][:4] *= 8.0
 
 
 def train_tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def to_numpy(tensor: paddle.Tensor) -> Floats:
     return tensor.numpy() if tensor.dtype == paddle.float64 else tensor.astype("float32").numpy()
 
 
+def from_torch(tensor: Any) -> paddle.Tensor:
+    """A torch tensor's values as a Paddle tensor that shares its memory; it must not be written to."""
+    return paddle.utils.dlpack.from_dlpack(tensor.detach().contiguous())
+
+
 def dtype_name(tensor: paddle.Tensor) -> str:
     """The dtype without its framework's name, for example `bfloat16`."""
     return str(tensor.dtype).removeprefix("paddle.")
@@ -93,6 +98,19 @@ def state_bits(model: Any) -> dict[str, tuple[Bits, str]]:
         values = tensor.numpy()  # bfloat16 comes as uint16
         found[name] = (values.view(f"u{values.itemsize}"), dtype_name(tensor))
     return found
+
+
+def set_state_bits(model: Any, bits: Mapping[str, Bits]) -> None:
+    """Overwrite weights in place.
+
+    Args:
+        bits: name -> what `state_bits` would give for it.
+    """
+    state = model.state_dict()
+    for name, values in bits.items():
+        tensor = state[name]
+        narrow = tensor.dtype == paddle.bfloat16  # whose numpy type is uint16
+        tensor.set_value(values if narrow else values.view(dtype_name(tensor)))
 
 
 def execution(dtype: str) -> str:

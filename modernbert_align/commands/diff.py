@@ -17,12 +17,12 @@ from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import Request, check_head, convert
 from modernbert_align.core.digest import file_sha256
-from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
+from modernbert_align.core.fixtures import Inputs, contract_fixture, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import Dtype
+from modernbert_align.core.rows import ENGINES, Dtype, EngineName
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
@@ -50,11 +50,14 @@ def run(
     head: str | None,
     report_dir: Path,
     policy: str | None,
+    engine: str,
     as_json: bool,
 ) -> int:
     """Compare a checkpoint in both frameworks; returns the exit code."""
     if dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine `{engine}`", hint=f"one of {', '.join(ENGINES)}")
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     table = load_table()
@@ -62,7 +65,7 @@ def run(
         table.check_head(head)
     source = resolve_model(model, table, console.notify, head)
     with ExitStack() as stack:
-        report = _compare(source, candidate, head, RUNS[dtype], policy, table, stack)
+        report = _compare(source, candidate, head, RUNS[dtype], policy, table, engine, stack)
     stem = f"diff-{source.name}-{report.model.head}-{dtype}"
     json_path, html_path = report_dir / f"{stem}.json", report_dir / f"{stem}.html"
     write_json(report, json_path)
@@ -82,6 +85,7 @@ def _compare(
     dtypes: tuple[Dtype, ...],
     policy: str | None,
     table: Table,
+    engine: EngineName,
     stack: ExitStack,
 ) -> Report:
     raw = read_config_file(source.folder)
@@ -103,10 +107,20 @@ def _compare(
     probes = load_probes(config, chosen, table.prefix(chosen))
     entries = table.expand(config, chosen)
     result = alignment.run_alignment(
-        source.folder, folder, table.architecture(chosen), entries, probes, batch, dtypes, console.notify
+        source.folder,
+        folder,
+        table.architecture(chosen),
+        config,
+        chosen,
+        engine,
+        entries,
+        probes,
+        batch,
+        dtypes,
+        console.notify,
     )
     tolerances = load_tolerances(dtypes)
-    fixture = source.fixture.name if source.fixture else None
+    fixture = contract_fixture(source.fixture.name if source.fixture else None)
     used_policy = policy or default_policy(fixture)
     judgement = judge(
         result.records,
@@ -142,8 +156,8 @@ def _compare(
         first_failing=judgement.first_failing,
         hints=hints(judgement, result.weights, differences) if judgement.verdict != "PASS" else (),
         engine=Engine(
-            name="padiff",
-            version=described["versions"].get("padiff", "unknown"),
+            name=engine,
+            version=described["versions"].get("padiff", "unknown") if engine == "padiff" else __version__,
             passes=tuple(EnginePass(**vars(note)) for note in result.passes),
         ),
         environment=Environment(**described, **alignment.environment()),  # type: ignore[arg-type]
@@ -231,9 +245,11 @@ def _thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> 
     for dtype, t in tolerances.items():
         under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)
         small = f"null_ratio, at most {t.direct.small_elements} elements"
+        small_noise = f"noise_ratio, at most {t.noise.small_elements} elements"
         numbers: tuple[tuple[Literal["contract", "noise", "direct"], str, float, str, bool], ...] = (
             ("contract", "mean_abs", t.contract.mean_abs, t.contract.origin, under_contract),
-            ("noise", "noise_ratio", t.noise.factor, t.noise.origin, False),
+            ("noise", "noise_ratio", t.noise.factor, t.noise.origin, True),
+            ("noise", small_noise, t.noise.small_factor, t.noise.small_origin, True),
             ("direct", "null_ratio", t.direct.factor, t.direct.origin, True),
             ("direct", small, t.direct.small_factor, t.direct.small_origin, True),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modernbert_align.commands import console
-from modernbert_align.core.fixtures import InputSpec, load_fixture, make_inputs
+from modernbert_align.core.fixtures import InputSpec, contract_fixture, load_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.table import load_table
@@ -140,7 +140,7 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
     dtypes = RUNS[report.dtype]
-    fixture = report.model.fixture
+    fixture = contract_fixture(report.model.fixture)
     return judge(
         report.rows,
         report.weights,

@@ -38,15 +38,30 @@ class InputSpec(BaseModel):
 
 
 class Fixture(BaseModel):
-    """One seeded checkpoint."""
+    """One seeded checkpoint.
+
+    Attributes:
+        weights: `hf-init` as transformers draws them; `sensitive` with every bias and norm weight away from its neutral
+            value; `stress` heavy-tailed, with outlier channels, as trained checkpoints have them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    weights: Literal["hf-init", "sensitive"]
+    weights: Literal["hf-init", "sensitive", "stress"]
     seed: int
     config: dict[str, Any]
     tokenizer: TokenizerSpec
     inputs: InputSpec
+
+    @property
+    def under_contract(self) -> bool:
+        """Whether the user's contract is for such weights; with `stress`, PyTorch differs from itself by more."""
+        return self.weights != "stress"
+
+
+def contract_fixture(name: str | None) -> str | None:
+    """`name` if it is that of a fixture under contract, else None."""
+    return name if name is not None and load_fixture(name)[0].under_contract else None
 
 
 def fixture_names() -> list[str]:
@@ -74,6 +89,10 @@ def load_fixture(name: str) -> tuple[Fixture, str]:
             else f"fixtures: {', '.join(fixture_names())}; hub ids look like `answerdotai/ModernBERT-base`",
         )
     raw, digest = read_toml(path)
+    if "like" in raw:  # another fixture's sizes and inputs, under other weights
+        shared, shared_digest = read_toml(path.with_name(f"{raw['like']}.toml"))
+        raw = shared | {key: value for key, value in raw.items() if key != "like"}
+        digest += shared_digest
     try:
         fixture = Fixture.model_validate(raw)
     except ValidationError as error:

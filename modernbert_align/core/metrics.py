@@ -1,5 +1,6 @@
 """Error measures between a candidate's and a reference's tensor, in float64, a slice at a time."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
-_SLICE = 1 << 21  # elements
+_SLICE = 1 << 18  # elements; the temporaries of a slice stay in the cache
+# Distance in bfloat16 steps, upper ends of the bins; then everything further; then pairs too near zero to count steps.
+ULP_EDGES = (0, 1, 2, 4, 8, 16, 64)
+ULP_BINS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-64", "65-", "near zero")
+_NEAR_ZERO = 2.0**-8  # of the reference's rms: below, steps are smaller than any error of the sums behind the values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,8 @@ class Metrics:
         equal_share: Share of elements that are equal.
         worst_index: Where max_abs occurs, in the uncompressed tensor.
         worst_candidate, worst_reference: The two values there.
+        candidate_error, reference_error: rms(c - o) and rms(r - o) for the oracle's values o; None without them.
+        ulps: Number of elements per bin of `ULP_BINS`; None if not asked for.
     """
 
     elements: int
@@ -35,6 +42,9 @@ class Metrics:
     worst_index: tuple[int, ...]
     worst_candidate: float
     worst_reference: float
+    candidate_error: float | None = None
+    reference_error: float | None = None
+    ulps: tuple[int, ...] | None = None
 
 
 def finite(values: Floats, mask: npt.NDArray[np.bool_] | None) -> bool:
@@ -42,23 +52,39 @@ def finite(values: Floats, mask: npt.NDArray[np.bool_] | None) -> bool:
     return all(bool(np.isfinite(part).all()) for part, _ in _slices(values, mask))
 
 
-def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | None, *, scale: float = 0.0) -> Metrics:
+def measure(
+    candidate: Floats,
+    reference: Floats,
+    mask: npt.NDArray[np.bool_] | None,
+    *,
+    scale: float = 0.0,
+    oracle: Floats | None = None,
+    ulps: bool = False,
+) -> Metrics:
     """Compare two tensors of one shape.
 
     Args:
         candidate, reference: [batch seq ...] or any shape; finite.
         mask: [batch seq], true where positions are compared; None compares everything.
         scale: Smallest magnitude errors are relative to; 1 for log-probabilities, whose errors are absolute.
+        oracle: What both would be without rounding, float64.
+        ulps: Count distances in bfloat16 steps; both hold bfloat16 values.
 
     Raises:
         ValueError: The shapes differ or nothing is left to compare.
     """
-    if candidate.shape != reference.shape:
-        raise ValueError(f"shapes differ: {candidate.shape} and {reference.shape}")
+    for other in (reference, oracle):
+        if other is not None and candidate.shape != other.shape:
+            raise ValueError(f"shapes differ: {candidate.shape} and {other.shape}")
+    candidate_squares, true_squares = 0.0, 0.0
     count, total, squares, reference_squares, equal = 0, 0.0, 0.0, 0.0, 0
     worst, worst_at = -1.0, 0
-    for (c, index), (r, _) in zip(_slices(candidate, mask), _slices(reference, mask), strict=True):
+    truth = _slices(oracle, mask) if oracle is not None else itertools.repeat((None, None))
+    for (c, index), (r, _), (o, _) in zip(_slices(candidate, mask), _slices(reference, mask), truth, strict=False):
         c64, r64 = c.astype(np.float64), r.astype(np.float64)
+        if o is not None:
+            candidate_squares += float(np.square(c64 - o).sum())
+            true_squares += float(np.square(r64 - o).sum())
         error = np.abs(c64 - r64)
         count += error.size
         total += float(error.sum())
@@ -86,7 +112,30 @@ def measure(candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | 
         worst_index=place,
         worst_candidate=float(candidate[place]),
         worst_reference=float(reference[place]),
+        candidate_error=float(np.sqrt(candidate_squares / count)) if oracle is not None else None,
+        reference_error=float(np.sqrt(true_squares / count)) if oracle is not None else None,
+        ulps=_ulps(candidate, reference, mask, _NEAR_ZERO * float(np.sqrt(size / count))) if ulps else None,
     )
+
+
+def _ulps(
+    candidate: Floats, reference: Floats, mask: npt.NDArray[np.bool_] | None, near_zero: float
+) -> tuple[int, ...]:
+    """Elements per bin of `ULP_BINS`: how many bfloat16 values apart the two are."""
+    counts = np.zeros(len(ULP_BINS), dtype=np.int64)
+    for (c, _), (r, _) in zip(_slices(candidate, mask), _slices(reference, mask), strict=True):
+        small = (np.abs(c) < near_zero) & (np.abs(r) < near_zero)
+        steps = np.abs(_ordinal(c) - _ordinal(r))[~small]
+        bins = np.searchsorted(ULP_EDGES, steps, side="left")
+        counts[: len(ULP_EDGES) + 1] += np.bincount(bins, minlength=len(ULP_EDGES) + 1)
+        counts[-1] += int(small.sum())
+    return tuple(int(n) for n in counts)
+
+
+def _ordinal(values: Floats) -> npt.NDArray[np.int32]:
+    """Consecutive integers for consecutive bfloat16 values, the same for both zeros."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32) >> 16
+    return np.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
 class _Index:

@@ -9,7 +9,9 @@ Phase = Literal["forward"]
 Dtype = Literal["fp32", "bf16"]
 Observation = Literal["compared", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite", "empty"]
 Status = Literal["pass", "explained", "fail", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite"]
+EngineName = Literal["padiff", "stream"]
 
+ENGINES: tuple[EngineName, ...] = ("padiff", "stream")
 MODES: tuple[Mode, ...] = ("isolated", "accumulated")
 
 
@@ -23,7 +25,11 @@ class Record(BaseModel):
         shape: Of the reference's tensor.
         elements: How many elements were compared (padding left out).
         mean_abs, max_abs, rel_l2: See `core.metrics.Metrics`.
-        null_rel_l2: The reference against itself, other kernels: rel_l2 of its sdpa against its eager attention.
+        candidate_error, reference_error: rms distance of either side from the float64 oracle.
+        ulps: Elements per bin of `core.metrics.ULP_BINS`; bf16 only.
+        null_rel_l2: The reference against itself with other kernels: the largest rel_l2 of `null_parts`.
+        null_parts: rel_l2 by name of the variation: `sdpa` for eager attention, `permuted` order of every sum in a
+            Linear.
         padiff_equal: PaDiff's own elementwise verdict; information only.
     """
 
@@ -45,7 +51,11 @@ class Record(BaseModel):
     worst_index: tuple[int, ...] | None = None
     worst_candidate: float | None = None
     worst_reference: float | None = None
+    candidate_error: float | None = None
+    reference_error: float | None = None
+    ulps: tuple[int, ...] | None = None
     null_rel_l2: float | None = None
+    null_parts: dict[str, float] = {}
     padiff_equal: bool | None = None
 
 
@@ -58,8 +68,10 @@ class Row(Record):
         contract_limit: Largest mean_abs the contract allows.
         direct_limit: Largest rel_l2 criterion 4 allows: a multiple of the null.
         null_ratio: rel_l2 over the null (the larger of the measured one and the roundoff floor).
-        noise_ratio: Criterion 3, rms(candidate - fp64) / rms(reference - fp64); None without an oracle.
-        failed: The criteria the row does not meet: hygiene, contract, direct.
+        noise_ratio: Criterion 3, rms(candidate - fp64) / rms(reference - fp64); None where the candidate's error is
+            below the floor, or without an oracle.
+        noise_limit: Largest noise_ratio.
+        failed: The criteria the row does not meet.
     """
 
     status: Status
@@ -68,7 +80,8 @@ class Row(Record):
     direct_limit: float | None = None
     null_ratio: float | None = None
     noise_ratio: float | None = None
-    failed: tuple[Literal["hygiene", "contract", "direct"], ...] = ()
+    noise_limit: float | None = None
+    failed: tuple[Literal["hygiene", "contract", "noise", "direct"], ...] = ()
 
 
 class WeightDifference(BaseModel):

@@ -41,15 +41,10 @@ class Contract(_Strict):
 
 
 class Ratio(_Strict):
-    """The largest ratio of criterion 3, or of 4."""
+    """The largest ratio of criterion 3 or 4, and a larger one for rows of at most `small_elements` elements."""
 
     factor: float = Field(gt=0)
     origin: str = Field(min_length=1)
-
-
-class Direct(Ratio):
-    """Criterion 4, with a larger ratio for rows of at most `small_elements` elements."""
-
     small_elements: int = Field(ge=0)
     small_factor: float = Field(gt=0)
     small_origin: str = Field(min_length=1)
@@ -57,6 +52,13 @@ class Direct(Ratio):
     def factor_for(self, elements: int) -> float:
         """The largest ratio for a row of so many compared elements."""
         return self.small_factor if elements <= self.small_elements else self.factor
+
+
+class Noise(Ratio):
+    """Criterion 3. Neither side's error counts as less than `floor` roundings of the row's values."""
+
+    floor: float = Field(gt=0)
+    floor_origin: str = Field(min_length=1)
 
 
 class Tolerance(_Strict):
@@ -71,8 +73,8 @@ class Tolerance(_Strict):
     unit_roundoff: float = Field(gt=0)
     accumulator_roundoff: float = Field(gt=0)
     contract: Contract
-    noise: Ratio
-    direct: Direct
+    noise: Noise
+    direct: Ratio
 
     def floor(self, fan_in: int) -> float:
         """How far two faithful computations may be apart, relatively: one rounding and a sum of `fan_in` terms."""

@@ -2,7 +2,7 @@
 
 1 hygiene   every probe seen once on each side, shapes and dtypes equal, values finite, weights equal bit for bit
 2 contract  mean_abs within the contract, where it applies
-3 noise     against a float64 oracle; null until the oracle exists
+3 noise     error against a float64 oracle within a multiple of the reference's own
 4 direct    rel_l2 within a multiple of what the reference differs from itself
 
 Judging needs records and installed tolerances only, so a saved report can be judged again.
@@ -172,10 +172,25 @@ def _judge_row(
         return _row(record, status=status, contract=contract, contract_limit=limit, failed=("hygiene",))
     if record.observation != "compared":
         return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
-    if record.mean_abs is None or not record.elements:
-        record = record.model_copy(update={"observation": "missing", "reason": "nothing was measured"})
-        return _row(record, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
-    measured = (record.mean_abs, record.max_abs, record.rel_l2, record.null_rel_l2)
+    if (
+        record.mean_abs is None
+        or not record.elements
+        or record.candidate_error is None
+        or record.reference_error is None
+    ):
+        measured_at_all = record.mean_abs is not None and bool(record.elements)
+        reason = "there is no oracle value" if measured_at_all else "nothing was measured"
+        unmeasured = record.model_copy(update={"observation": "missing", "reason": reason})
+        return _row(unmeasured, status="missing", contract=contract, contract_limit=limit, failed=("hygiene",))
+    measured = (
+        record.mean_abs,
+        record.max_abs,
+        record.rel_l2,
+        record.reference_rms,
+        record.null_rel_l2,
+        record.candidate_error,
+        record.reference_error,
+    )
     if any(number is not None and not math.isfinite(number) for number in measured):
         unusable = record.model_copy(update={"reason": "a measured number is not finite"})
         return _row(unusable, status="nonfinite", contract=contract, contract_limit=limit, failed=("hygiene",))
@@ -183,6 +198,13 @@ def _judge_row(
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
+    noise, noise_limit = None, tolerance.noise.factor_for(record.elements)
+    least = tolerance.noise.floor * tolerance.unit_roundoff * max(record.reference_rms or 0.0, probe.scale)
+    if record.candidate_error > least:
+        own = max(record.reference_error, least)  # the reference may be exact, or one number right by luck
+        noise = record.candidate_error / own if own else None
+        if noise is None or not noise <= noise_limit:
+            failed.append("noise")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null
     factor = tolerance.direct.factor_for(record.elements)
     if ratio is None or not ratio <= factor:
@@ -194,6 +216,8 @@ def _judge_row(
         contract_limit=limit,
         direct_limit=factor * null,
         null_ratio=ratio,
+        noise_ratio=noise,
+        noise_limit=noise_limit,
         failed=tuple(failed),
     )
 
@@ -285,6 +309,9 @@ def explain(row: Row) -> str:
     parts = []
     if "contract" in row.failed:
         parts.append(f"mean_abs {row.mean_abs:.4e} exceeds the contract's {row.contract_limit:.0e}")
+    if "noise" in row.failed:
+        shown = "without end" if row.noise_ratio is None else f"{row.noise_ratio:.2f} times"
+        parts.append(f"its error against the float64 oracle is the reference's {shown}, more than {row.noise_limit:g}")
     if "direct" in row.failed:
         shown = "cannot be computed" if row.rel_l2 is None else f"{row.rel_l2:.4e}"
         parts.append(f"rel_l2 {shown} exceeds {row.direct_limit:.4e}, the most rounding explains")

@@ -10,13 +10,15 @@ import torch
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.backends.oracle import Oracle
 from modernbert_align.core.fixtures import Inputs
-from modernbert_align.core.metrics import Floats, finite, measure
+from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
+from modernbert_align.core.rows import MODES, Dtype, EngineName, Mode, Record, WeightCheck
 from modernbert_align.core.table import Entry
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import padiff_engine
+from modernbert_align.engines import padiff_engine, stream_engine
+from modernbert_align.engines.pair import Truth
 
 Notify = Callable[[str], None]
 
@@ -51,6 +53,9 @@ def run_alignment(
     reference: Path,
     candidate: Path,
     architecture: str,
+    config: ModelConfig,
+    head: str,
+    engine: EngineName,
     entries: tuple[Entry, ...],
     probes: tuple[Probe, ...],
     batch: Inputs,
@@ -63,6 +68,7 @@ def run_alignment(
         reference: Hugging Face checkpoint.
         candidate: Paddle checkpoint.
         architecture: Class name, the same on both sides.
+        engine: What drives the models: `padiff`, a pass at a time, or `stream`, all passes at once.
         entries: The table for this model.
         notify: Told in one line what happens now.
 
@@ -82,18 +88,27 @@ def run_alignment(
         notify(f"{dtype}: comparing {len(entries)} weights bit for bit")
         weights.append(check_weights(entries, paddle_backend.state_bits(ours), hf.state_bits(theirs), dtype))
         clock.lap("weights")
-        notify(f"{dtype}: measuring the reference against itself (eager, sdpa)")
-        null = hf.null_error(theirs, batch, probes, _rel_l2(batch))
-        clock.lap("null")
-        for mode in MODES:
-            notify(f"{dtype}: {mode} pass over {len(probes)} probes")
-            with padiff_engine.clean_hooks(ours, theirs):
-                result = padiff_engine.run(ours, theirs, batch, probes, dtype=dtype, mode=mode)
-            clock.lap(mode)
-            records += [r.model_copy(update={"null_rel_l2": null[mode].get(r.probe)}) for r in result.records]
-            passes.append(PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error))
-            del result
-        del ours, theirs
+        oracle = Oracle(config, head, theirs)
+        if engine == "stream":
+            notify(f"{dtype}: all passes in lock-step over {len(probes)} probes")
+            records += stream_engine.run(ours, theirs, oracle, batch, probes, dtype)
+            clock.lap("stream")
+        else:
+            notify(f"{dtype}: measuring the reference against itself ({', '.join(stream_engine.VARIATIONS)})")
+            nulls = stream_engine.measure_nulls(theirs, batch, probes)
+            clock.lap("null")
+            for mode in MODES:
+                notify(f"{dtype}: {mode} pass over {len(probes)} probes")
+                with padiff_engine.clean_hooks(ours, theirs):
+                    result = padiff_engine.run(
+                        ours, theirs, batch, probes, dtype=dtype, mode=mode, truth=Truth(oracle, batch), nulls=nulls
+                    )
+                clock.lap(mode)
+                records += result.records
+                note = PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error)
+                passes.append(note)
+                del result
+        del ours, theirs, oracle
         gc.collect()
     return Alignment(
         records=tuple(records),
@@ -113,20 +128,6 @@ def environment() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "paddle_device": paddle.get_device(),
     }
-
-
-def _rel_l2(
-    batch: Inputs,
-) -> Callable[[Probe, Floats, Floats], float | None]:
-    mask = batch.attention_mask.astype(bool)
-
-    def compare(probe: Probe, run: Floats, eager: Floats) -> float | None:
-        compared = mask if probe.tokens else None
-        if not (finite(run, compared) and finite(eager, compared)):
-            return None
-        return measure(run, eager, compared, scale=probe.scale).rel_l2
-
-    return compare
 
 
 class _Clock:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import paddle
 import torch
 
@@ -35,9 +34,9 @@ from padiff.trainer.trainer_utils import hooks as padiff_hooks
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.core.fixtures import Inputs
-from modernbert_align.core.metrics import finite, measure
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Mode, Record
+from modernbert_align.engines.pair import Beside, Context, Nulls, Truth, compare
 
 PINNED = "0.2.0"
 _STRICT = {"atol": 1e-5, "rtol": 1e-5, "compare_mode": "strict", "diff_phase": "forward"}
@@ -101,6 +100,8 @@ def run(
     *,
     dtype: Dtype,
     mode: Mode,
+    truth: Truth,
+    nulls: Nulls,
 ) -> PassResult:
     """Run both models once and measure every probe.
 
@@ -109,6 +110,8 @@ def run(
         reference: The PyTorch model, in evaluation mode with eager attention.
         mode: accumulated (each model on its own values) or isolated (every probe's output in the Paddle model is
             replaced, after being recorded, by the reference's, so the next one starts from equal inputs).
+        truth: The oracle's values.
+        nulls: The reference against itself.
 
     Returns:
         A record for every probe, whatever happened.
@@ -126,25 +129,23 @@ def run(
                 layer_map=layer_map,
                 loss_fn=(lambda _: paddle.zeros([]), lambda _: torch.zeros([])),  # its default has no bf16 kernel
             )
-        except (RuntimeError, AssertionError, TypeError, ValueError, IndexError) as raised:
+        except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
             error = " ".join(str(raised).split())[:400]
-    mask = batch.attention_mask.astype(bool)
+    context = Context(mask=batch.attention_mask.astype(bool), dtype=dtype, mode=mode)
     with _patched():
-        records = tuple(
-            _record(probe, layer_map, mask if probe.tokens else None, dtype, mode, error) for probe in probes
-        )
+        records = tuple(_record(probe, layer_map, context, error, truth, nulls) for probe in probes)
     return PassResult(records=records, padiff_verdict=None if dtype == "bf16" else verdict, error=error)
 
 
-def _record(
-    probe: Probe, layer_map: _ProbeMap, mask: npt.NDArray[np.bool_] | None, dtype: Dtype, mode: Mode, error: str
-) -> Record:
+def _record(probe: Probe, layer_map: _ProbeMap, context: Context, error: str, truth: Truth, nulls: Nulls) -> Record:
     def unseen(observation: Any, reason: str) -> Record:
-        return Record(probe=probe.name, dtype=dtype, mode=mode, observation=observation, reason=reason)
+        return context.unseen(probe, observation, reason)
 
     if probe.name in layer_map.absent:
         return unseen("missing", layer_map.absent[probe.name])
     candidates, references = (_items(report, layer_map.net_ids[probe.name]) for report in layer_map.reports)
+    if references:
+        truth.record(probe, _outputs(references[0]))  # later probes start from it, whatever the candidate did
     if not candidates or not references:
         side = "reference" if not references else "candidate"
         return unseen("missing", error or f"the {side} never ran this module")
@@ -153,35 +154,11 @@ def _record(
             "extra", f"the candidate ran this module {len(candidates)} times, the reference {len(references)}"
         )
     ours, theirs = _outputs(candidates[0]), _outputs(references[0])
-    omitted = [name for name in ours if name not in theirs and len(ours) > 1]
-    if set(theirs) - set(ours) or len(omitted) > (probe.may_omit if len(theirs) == 1 else 0):
-        return unseen("extra", f"the candidate returns {', '.join(ours)}, the reference {', '.join(theirs)}")
-    for name, r in theirs.items():
-        c = ours[name]
-        if list(c.shape) != list(r.shape):
-            return unseen("shape_mismatch", f"output {name} is {list(c.shape)}, the reference's is {list(r.shape)}")
-        if paddle_backend.dtype_name(c) != hf.dtype_name(r):
-            return unseen("dtype_mismatch", f"output {name} is {c.dtype}, the reference's is {r.dtype}")
-    compared = probe.key or next(iter(theirs))
-    if compared not in theirs:
-        return unseen("missing", f"the models return {', '.join(theirs)}, not {compared}")
-    values, expected = paddle_backend.to_numpy(ours[compared]), hf.to_numpy(theirs[compared])
-    try:
-        for side, array in (("reference", expected), ("candidate", values)):
-            if not finite(array, mask):
-                return unseen("nonfinite", f"the {side}'s output has values that are not finite")
-        metrics = measure(values, expected, mask, scale=probe.scale)
-    except ValueError as empty:
-        return unseen("empty", str(empty))
-    return Record(
-        probe=probe.name,
-        dtype=dtype,
-        mode=mode,
-        observation="compared",
-        shape=tuple(expected.shape),
-        padiff_equal=_padiff_equal(candidates[0], references[0]) if dtype == "fp32" else None,
-        **vars(metrics),
-    )
+    beside = Beside(oracle=truth.value(probe, context.mode), null_parts=nulls.get((probe.name, context.mode), {}))
+    record = compare(probe, context, ours, theirs, beside)
+    if record.observation != "compared" or context.dtype != "fp32":
+        return record
+    return record.model_copy(update={"padiff_equal": _padiff_equal(candidates[0], references[0])})
 
 
 def _items(report: Any, net_id: int) -> list[Any]:

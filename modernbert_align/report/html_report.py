@@ -85,7 +85,7 @@ def render_html(report: Report) -> str:
             first_anchor=_anchor_of_first(report, groups),
             charts={dtype: Markup(error_chart_svg(report, dtype)) for dtype in dtypes},
             unchecked=[dtype for dtype in dtypes if dtype not in {check.dtype for check in report.weights}],
-            noise_measured=any(row.noise_ratio is not None for row in report.rows),
+            noise_measured=any(row.noise_limit is not None for row in report.rows),
         )
     )
 

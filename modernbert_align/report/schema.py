@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modernbert_align.core.rows import Dtype, Mode, Row, WeightCheck
+from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Strict(BaseModel):
@@ -88,7 +88,7 @@ class EnginePass(_Strict):
 class Engine(_Strict):
     """What drove both models."""
 
-    name: Literal["padiff"]
+    name: EngineName
     version: str
     passes: tuple[EnginePass, ...]
 
@@ -109,7 +109,7 @@ class Environment(_Strict):
 class Report(_Strict):
     """A whole comparison."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool_version: str
     created: str
     verdict: Verdict

@@ -28,7 +28,10 @@ def _severity(row: Row) -> float:
         return float("inf")
     of_contract = row.mean_abs / row.contract_limit if row.contract_limit else 0.0
     of_direct = row.rel_l2 / row.direct_limit if row.rel_l2 is not None and row.direct_limit else 0.0
-    return max(of_contract, of_direct)
+    of_noise = row.noise_ratio / row.noise_limit if row.noise_ratio is not None and row.noise_limit else 0.0
+    if "noise" in row.failed and row.noise_ratio is None:  # the reference is exact
+        of_noise = float("inf")
+    return max(of_contract, of_direct, of_noise)
 
 
 def worst_by_kind(report: Report) -> list[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modernbert_align.core.tolerance import load_tolerance
 from modernbert_align.report.json_report import read_report
 from modernbert_align.report.schema import Report
 
@@ -85,8 +86,48 @@ def test_progress_is_on_stderr_and_off_a_terminal_without_colour(bf16_report):
 def test_null_and_pins_are_recorded(bf16_report):
     report, _, _ = bf16_report
     assert any(row.null_rel_l2 for row in report.rows if row.probe == "layers.1.attn" and row.mode == "isolated")
+    assert all(set(row.null_parts) == {"sdpa", "permuted"} for row in report.rows)
+    assert all(row.null_rel_l2 == max(row.null_parts.values()) for row in report.rows)
     assert report.environment.pins["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"
-    assert report.engine.version == "0.2.0"
+    assert (report.engine.name, report.engine.version) == ("padiff", "0.2.0")
+
+
+def test_both_sides_are_measured_against_the_oracle_in_every_row(bf16_report):
+    report, _, _ = bf16_report
+    assert all(row.candidate_error is not None and row.reference_error is not None for row in report.rows)
+    assert all(row.noise_ratio is None or 0 < row.noise_ratio <= row.noise_limit for row in report.rows)
+    with_ratio = [row for row in report.rows if row.noise_ratio is not None]
+    assert len(with_ratio) > len(report.rows) / 2
+    for row in with_ratio:
+        tolerance = load_tolerance(row.dtype)
+        size = max(row.reference_rms, 1.0 if row.probe == "loss" else 0.0)
+        least = tolerance.noise.floor * tolerance.unit_roundoff * size
+        assert row.noise_ratio == row.candidate_error / max(row.reference_error, least)
+    assert all((row.ulps is not None) == (row.dtype == "bf16") for row in report.rows)
+    assert all(sum(row.ulps) == row.elements for row in report.rows if row.dtype == "bf16")
+
+
+def test_the_streaming_engine_gives_the_same_report(bf16_report, cli, tmp_path):
+    report, _, _ = bf16_report
+    code, streamed = diff(cli, tmp_path, "--dtype", "bf16", "--engine", "stream")
+    assert code == 0
+    assert streamed["engine"] == {"name": "stream", "version": streamed["tool_version"], "passes": []}
+    driven = json.loads(report.model_dump_json())
+    for row in (*streamed["rows"], *driven["rows"]):
+        row["padiff_equal"] = None
+    for key in ("verdict", "policy", "model", "inputs", "thresholds", "coverage", "weights", "first_failing", "rows"):
+        assert streamed[key] == driven[key], key
+    path = tmp_path / "diff-tiny-masked_lm-bf16.json"
+    assert cli("gate", path, "--require", "model=tiny,dtype=fp32,dtype=bf16")[0] == 0
+    assert "PASS" in path.with_suffix(".html").read_text()
+
+
+def test_an_unknown_engine_is_refused(cli, tmp_path):
+    code, out, err = cli("diff", "--model", "tiny", "--engine", "guess", "--report-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: unknown engine `guess`")
+    assert "one of padiff, stream" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_both_reports_are_written_and_html_can_be_made_again(bf16_report, cli, tmp_path):
@@ -194,8 +235,9 @@ def test_schema_describes_the_report(bf16_report):
     assert set(json.loads(report.model_dump_json())) == set(schema["properties"])
 
 
+@pytest.mark.parametrize("engine", ["padiff", "stream"])
 @pytest.mark.parametrize("name", ["nan", "inf"])
-def test_a_reference_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch, name):
+def test_a_reference_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch, name, engine):
     from modernbert_align.backends import hf
 
     load = hf.load
@@ -206,9 +248,20 @@ def test_a_reference_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch,
         return model
 
     monkeypatch.setattr(hf, "load", broken)
-    code, report = diff(cli, tmp_path)
+    code, report = diff(cli, tmp_path, "--engine", engine)
     assert code == 1
-    assert report["first_failing"]["status"] == "nonfinite"
+    assert (report["first_failing"]["probe"], report["first_failing"]["status"]) == ("final_norm", "nonfinite")
+
+
+@pytest.mark.parametrize("engine", ["padiff", "stream"])
+def test_an_oracle_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch, engine):
+    from modernbert_align.backends.oracle import Oracle
+
+    exact = Oracle.mlp
+    monkeypatch.setattr(Oracle, "mlp", lambda self, layer, x: exact(self, layer, x) * float("nan"))
+    code, report = diff(cli, tmp_path, "--engine", engine)
+    assert code == 1
+    assert (report["first_failing"]["probe"], report["first_failing"]["status"]) == ("layers.0.mlp", "nonfinite")
 
 
 def test_help_answers_without_importing_a_framework():
@@ -269,3 +322,18 @@ def test_every_deciding_number_is_in_the_report_with_its_origin(bf16_report):
         direct = tolerance.direct
         assert (dtype, "contract", tolerance.contract.mean_abs) in shown
         assert {(dtype, "direct", direct.factor), (dtype, "direct", direct.small_factor)} <= shown
+        noise = tolerance.noise
+        assert {(dtype, "noise", noise.factor), (dtype, "noise", noise.small_factor)} <= shown
+
+
+def test_stress_weights_are_judged_without_the_contract(cli, tmp_path):
+    code, out, _ = cli(
+        "diff", "--model", "tiny-stress", "--dtype", "bf16", "--engine", "stream", "--report-dir", tmp_path, "--json"
+    )
+    report = json.loads(out)
+    assert code == 0
+    assert report["verdict"] in ("PASS", "EXPLAINED")
+    assert report["policy"] == "noise-aware"
+    assert report["engine"]["name"] == "stream"
+    assert all(row["noise_limit"] is not None for row in report["rows"])
+    assert cli("gate", next(tmp_path.glob("*.json")), "--require", "model=tiny-stress,dtype=fp32,dtype=bf16")[0] == 0

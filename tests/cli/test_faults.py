@@ -1,6 +1,7 @@
 """The gate can fail: every injected bug turns `diff` red and is found where it is."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 from faults import FAULTS
@@ -13,6 +14,26 @@ def diff(cli, tmp_path, *arguments):
     return code, json.loads(out)
 
 
+@pytest.fixture
+def broken_candidate(monkeypatch):
+    """Gives a function that puts a fault into every candidate loaded from then on; gone after the test."""
+    with ExitStack() as stack:
+
+        def put(name, dtypes=("fp32", "bf16")):
+            load = paddle_backend.load
+
+            def broken(folder, architecture, dtype):
+                model = load(folder, architecture, dtype)
+                stack.close()  # the fault of the model before
+                if dtype in dtypes:
+                    stack.enter_context(FAULTS[name].inject(model))
+                return model
+
+            monkeypatch.setattr(paddle_backend, "load", broken)
+
+        yield put
+
+
 def test_without_a_fault_the_gate_is_green(cli, tmp_path):
     code, report = diff(cli, tmp_path)
     assert code == 0
@@ -21,20 +42,12 @@ def test_without_a_fault_the_gate_is_green(cli, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_caught_and_localised(cli, tmp_path, monkeypatch, name):
+def test_fault_is_caught_and_localised(cli, tmp_path, broken_candidate, name):
     fault = FAULTS[name]
-    load = paddle_backend.load
-
-    def broken(*args):
-        model = load(*args)
-        fault.inject(model, monkeypatch)
-        return model
-
-    monkeypatch.setattr(paddle_backend, "load", broken)
+    broken_candidate(name)
     code, report = diff(cli, tmp_path)
-    assert code == fault.exit_code, report["first_failing"]["detail"]
-    assert report["exit_code"] == code
-    assert report["verdict"] == ("NOT_COMPARED" if code == 5 else "FAIL")
+    assert report["verdict"] == fault.verdict, report["first_failing"]["detail"]
+    assert report["exit_code"] == code == (5 if fault.verdict == "NOT_COMPARED" else 1)
     first = report["first_failing"]
     assert first["probe"] == fault.first
     if fault.status:
@@ -44,15 +57,8 @@ def test_fault_is_caught_and_localised(cli, tmp_path, monkeypatch, name):
     assert cli("gate", path)[0] == code  # judged again from the file alone
 
 
-def test_one_wrong_element_dies_by_the_weight_check(cli, tmp_path, monkeypatch):
-    load = paddle_backend.load
-
-    def broken(*args):
-        model = load(*args)
-        FAULTS["one weight element off by 1e-3"].inject(model, monkeypatch)
-        return model
-
-    monkeypatch.setattr(paddle_backend, "load", broken)
+def test_one_wrong_element_dies_by_the_weight_check(cli, tmp_path, broken_candidate):
+    broken_candidate("one weight element off by 1e-3")
     _, report = diff(cli, tmp_path)
     (difference,) = report["weights"][0]["differences"]
     assert difference["paddle"] == "model.layers.3.mlp.Wi.weight"
@@ -62,34 +68,16 @@ def test_one_wrong_element_dies_by_the_weight_check(cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["attn.Wo untransposed", "head.dense untransposed"])
-def test_untransposed_square_weight_is_called_that(cli, tmp_path, monkeypatch, name):
-    load = paddle_backend.load
-
-    def broken(*args):
-        model = load(*args)
-        FAULTS[name].inject(model, monkeypatch)
-        return model
-
-    monkeypatch.setattr(paddle_backend, "load", broken)
+def test_untransposed_square_weight_is_called_that(cli, tmp_path, broken_candidate, name):
+    broken_candidate(name)
     _, report = diff(cli, tmp_path)
     assert "without the transpose" in report["hints"][0]
     isolated = {r["probe"]: r["status"] for r in report["rows"] if r["mode"] == "isolated"}
     assert isolated[FAULTS[name].first] == "fail"  # the values show it as well
 
 
-def test_bf16_pass_does_not_cover_an_fp32_failure(cli, tmp_path, monkeypatch):
-    load = paddle_backend.load
-
-    def broken(folder, architecture, dtype):
-        model = load(folder, architecture, dtype)
-        if dtype == "fp32":
-            FAULTS["scale 1 % off"].inject(model, monkeypatch)
-        else:
-            monkeypatch.undo()
-            monkeypatch.setattr(paddle_backend, "load", broken)
-        return model
-
-    monkeypatch.setattr(paddle_backend, "load", broken)
+def test_bf16_pass_does_not_cover_an_fp32_failure(cli, tmp_path, broken_candidate):
+    broken_candidate("scale 1 % off", dtypes=("fp32",))
     code, report = diff(cli, tmp_path, "--dtype", "bf16")
     assert code == 1
     assert {r["status"] for r in report["rows"] if r["dtype"] == "bf16"} == {"pass"}

@@ -138,10 +138,54 @@ def inflated_null(document):
     document["rows"][3].update(mean_abs=1.0, rel_l2=1.0, null_rel_l2=10.0)
 
 
+def noisy(document):
+    document["rows"][3].update(candidate_error=1.0, status="pass", failed=[])
+
+
+def noisy_and_said_not_to_be(document):
+    document["rows"][3].update(candidate_error=1.0, noise_ratio=1.0, noise_limit=1e9)
+    for threshold in document["thresholds"]:
+        if threshold["criterion"] == "noise":
+            threshold["value"] = 1e9
+
+
+def exact_reference(document):
+    document["rows"][3].update(candidate_error=1.0, reference_error=0.0, noise_ratio=None)
+
+
+def noisy_beside_a_wide_null(document):
+    document["rows"][3].update(candidate_error=1.0, null_rel_l2=10.0)
+
+
+def only_the_ratio_edited(document):
+    document["rows"][3].update(noise_ratio=99.0, noise_limit=0.1, failed=["noise"], status="fail")
+
+
+def only_the_ratio_dropped(document):
+    document["rows"][3].update(noise_ratio=None, noise_limit=None)
+
+
+def no_oracle(document):
+    for row in document["rows"]:
+        row.update(candidate_error=None, reference_error=None)
+
+
+def no_error_of_the_reference(document):
+    document["rows"][3]["reference_error"] = None
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
         (drop_row, 5),
+        (noisy, 1),
+        (noisy_and_said_not_to_be, 1),
+        (exact_reference, 1),
+        (noisy_beside_a_wide_null, 1),
+        (only_the_ratio_edited, 0),
+        (only_the_ratio_dropped, 0),
+        (no_oracle, 5),
+        (no_error_of_the_reference, 5),
         (drop_dtype, 5),
         (empty_metrics, 5),
         (no_elements, 5),

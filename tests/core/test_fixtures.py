@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from modernbert_align.core import fixtures as module
 from modernbert_align.core.fixtures import (
     InputSpec,
+    contract_fixture,
     corpus_path,
     default_inputs,
     fixture_names,
@@ -52,7 +53,7 @@ def drawn(head, *lengths, seed=0, **config):
 
 
 def test_the_fixtures_are_those_declared():
-    assert fixture_names() == ["base", "large", "tiny", "tiny-sensitive"]
+    assert fixture_names() == ["base", "base-stress", "large", "large-stress", "tiny", "tiny-sensitive", "tiny-stress"]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -76,7 +77,7 @@ def test_base_and_large_have_the_published_shapes():
 
 
 def test_both_poolings_are_exercised():
-    poolings = {name: config_of(name)[1].classifier_pooling for name in fixture_names()}
+    poolings = {name: config_of(name)[1].classifier_pooling for name in ("base", "large", "tiny", "tiny-sensitive")}
     assert poolings == {"base": "mean", "large": "mean", "tiny": "cls", "tiny-sensitive": "mean"}
 
 
@@ -95,6 +96,17 @@ def test_the_sensitive_fixture_switches_every_bias_on():
     assert config.mlp_bias
     assert config.classifier_bias
     assert config.decoder_bias
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "large"])
+def test_a_stress_fixture_differs_in_its_weights_only_and_is_not_under_contract(name):
+    (plain, digest), (stress, other) = load_fixture(name), load_fixture(f"{name}-stress")
+    assert stress.model_dump(exclude={"name", "weights"}) == plain.model_dump(exclude={"name", "weights"})
+    assert (plain.weights, stress.weights) == ("hf-init", "stress")
+    assert digest != other
+    assert contract_fixture(name) == name
+    assert contract_fixture(f"{name}-stress") is None
+    assert contract_fixture(None) is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,7 @@ def test_a_mistyped_fixture_gets_a_suggestion(typed, hint):
 def test_an_unknown_name_lists_the_fixtures(typed):
     with pytest.raises(UsageError) as refused:
         load_fixture(typed)
-    assert refused.value.hint.startswith("fixtures: base, large, tiny, tiny-sensitive")
+    assert refused.value.hint.startswith("fixtures: base, base-stress, large, large-stress, tiny, ")
 
 
 # --- its digest and its file ------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def test_unit_roundoffs_are_those_of_the_formats():
 def test_every_number_says_where_it_comes_from():
     for tolerance in load_tolerances(("fp32", "bf16")).values():
         assert min(len(part.origin) for part in (tolerance.contract, tolerance.noise, tolerance.direct)) > 10
-        assert len(tolerance.direct.small_origin) > 10
+        assert min(len(part.small_origin) for part in (tolerance.noise, tolerance.direct)) > 10
+        assert len(tolerance.noise.floor_origin) > 10
 
 
 def test_the_fp32_contract_covers_every_probe_of_every_fixture():
@@ -95,12 +96,26 @@ def test_few_elements_have_a_larger_ratio_up_to_the_limit_and_not_beyond():
         }
 
 
-def test_the_larger_ratio_is_the_one_declared(document):
-    document["direct"] |= {"factor": 3.0, "small_elements": 7, "small_factor": 5.0}
-    direct = Tolerance.model_validate(document).direct
-    assert [direct.factor_for(n) for n in (1, 7, 8)] == [5.0, 5.0, 3.0]
-    document["direct"]["small_elements"] = 0
-    assert Tolerance.model_validate(document).direct.factor_for(1) == 3.0
+def test_the_noise_limits_are_those_found_by_injecting_faults():
+    for tolerance in load_tolerances(("fp32", "bf16")).values():
+        noise = tolerance.noise
+        assert (noise.factor, noise.small_elements, noise.small_factor, noise.floor) == (1.5, 4095, 8.0, 0.25)
+        assert {n: noise.factor_for(n) for n in (1, 4094, 4095, 4096, 10_000_000)} == {
+            1: 8.0,
+            4094: 8.0,
+            4095: 8.0,
+            4096: 1.5,
+            10_000_000: 1.5,
+        }
+
+
+@pytest.mark.parametrize("criterion", ["noise", "direct"])
+def test_the_larger_ratio_is_the_one_declared(document, criterion):
+    document[criterion] |= {"factor": 3.0, "small_elements": 7, "small_factor": 5.0}
+    ratio = getattr(Tolerance.model_validate(document), criterion)
+    assert [ratio.factor_for(n) for n in (1, 7, 8)] == [5.0, 5.0, 3.0]
+    document[criterion]["small_elements"] = 0
+    assert getattr(Tolerance.model_validate(document), criterion).factor_for(1) == 3.0
 
 
 def test_the_floor_is_one_rounding_and_that_of_a_sum(document):
@@ -126,6 +141,13 @@ def test_tolerances_are_loaded_by_dtype():
         ("contract.isolated.heads", ["base"]),
         ("contract.isolated.except", "loss"),
         ("noise.factor", 0),
+        ("noise.floor", 0),
+        ("noise.floor", -0.25),
+        ("noise.floor_origin", ""),
+        ("noise.small_factor", 0),
+        ("noise.small_elements", -1),
+        ("noise.origin", ""),
+        ("direct.floor", 0.25),
         ("direct.factor", -2),
         ("direct.origin", ""),
         ("direct.small_factor", 0),
@@ -160,6 +182,9 @@ def test_a_wrong_or_unknown_entry_is_refused_by_name(document, tmp_path, monkeyp
         "direct",
         "noise",
         "unit_roundoff",
+        "noise.floor",
+        "noise.floor_origin",
+        "noise.small_factor",
         "direct.small_elements",
         "direct.small_factor",
         "direct.small_origin",

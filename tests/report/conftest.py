@@ -6,7 +6,7 @@ import pytest
 
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck, WeightDifference
-from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.tolerance import load_tolerance, load_tolerances
 from modernbert_align.core.verdict import Expectation, default_policy, judge
 from modernbert_align.report.schema import (
     Engine,
@@ -37,6 +37,7 @@ def probes_of(layers: int) -> list[Probe]:
 def record_of(probe: str, dtype: Dtype, mode: Mode, n: int) -> Record:
     """A good row; layer rows of an isolated pass are exact."""
     error = 0.0 if mode == "isolated" and probe.count(".") == 1 else (3e-8 if dtype == "fp32" else 2e-5) * (1 + n / 9)
+    rounding = 0.98 * load_tolerance(dtype).unit_roundoff
     return Record(
         probe=probe,
         dtype=dtype,
@@ -52,7 +53,11 @@ def record_of(probe: str, dtype: Dtype, mode: Mode, n: int) -> Record:
         worst_index=(0, 17, 14),
         worst_candidate=-2.0636465549468994,
         worst_reference=-2.0636470317840576,
+        candidate_error=(0.2 if probe == "embeddings" else 0.375) * rounding,  # the first is below the floor
+        reference_error=0.3 * rounding,
+        ulps=None if dtype == "fp32" else (11000, 10000, 500, 200, 0, 0, 0, 0, 188),
         null_rel_l2=2e-7 if probe.endswith("attn") else 0.0,
+        null_parts={"sdpa": 2e-7 if probe.endswith("attn") else 0.0, "permuted": 0.0},
         padiff_equal=True if dtype == "fp32" else None,
     )
 
@@ -161,6 +166,7 @@ def make_report() -> MakeReport:
 def broken_attention() -> dict[Key, dict[str, object]]:
     """A model whose second layer's attention is wrong: by itself there, end to end from there on."""
     wrong = {"mean_abs": 4e-3, "max_abs": 0.3, "rel_l2": 0.08, "equal_share": 0.00001, "padiff_equal": False}
+    wrong |= {"candidate_error": 0.0784}
     names = [probe.name for probe in probes_of(3)]
     return {("layers.1.attn", "fp32", "isolated"): wrong} | {
         (name, "fp32", "accumulated"): wrong for name in names[names.index("layers.1.attn") :]

@@ -192,6 +192,7 @@ def test_a_row_that_does_not_pass_is_followed_by_why(make_report, broken_attenti
     rows = [e for e in page.all("tr") if e.get("id") or "why" in (e.get("class") or "")]
     position = next(n for n, row in enumerate(rows) if row.get("id") == "fp32-isolated-7")
     assert "the most rounding explains" in rows[position + 1]["text"]
+    assert "its error against the float64 oracle is the reference's " in rows[position + 1]["text"]
     (cell,) = page.inside(rows[position + 1], "td")
     assert int(cell["colspan"]) == len(page.cells("fp32-isolated-7")) + 1
 
@@ -279,16 +280,43 @@ def test_the_worst_element_shows_both_values(make_report):
     assert page.cells("fp32-isolated-0")[8] == "[0, 17, 14]: -2.06364655 / -2.06364703"
 
 
-def test_the_noise_ratio_is_said_to_be_missing_once_or_shown(make_report):
-    page = show(make_report())
+def test_the_noise_ratio_is_shown_or_said_why_there_is_none(make_report):
+    changes = {
+        ("head", "fp32", "isolated"): {"reference_error": 0.0, "reference_rms": 0.0},
+        ("logits", "fp32", "isolated"): {"candidate_error": None},
+        ("output", "fp32", "isolated"): None,
+    }
+    report = make_report(changes=changes)
+    page = show(report)
+    assert page.cells("fp32-isolated-1")[-1] == "1.25e+00"
+    assert page.cells("fp32-isolated-0")[-1] == "— below rounding"
+    assert page.cells("fp32-isolated-17")[-1] == "— without end"
+    assert page.cells("fp32-isolated-18")[-1] == page.cells("fp32-isolated-19")[-1] == "— not measured"
+    assert "not measured in this report" not in page.one("section", id="rows")["text"]
+    heads = page.inside(page.all("table", **{"class": "rows"})[0], "th")
+    assert "noise ratio" in [cell["text"] for cell in heads]
+
+
+def test_a_row_that_only_noise_fails_is_a_failure_with_its_reason(make_report):
+    report = make_report(changes={("layers.1.mlp", "bf16", "isolated"): {"candidate_error": 0.0098}})
+    page = show(report)
+    assert (report.verdict, report.first_failing.probe) == ("FAIL", "layers.1.mlp")
+    assert "80 of 80 compared: 1 fail, 79 pass" in page.banner["text"]
+    reason = "its error against the float64 oracle is the reference's 8.53 times, more than 1.5"
+    assert reason in page.one("section", id="first")["text"]
+    assert page.one("section", id="rows")["text"].count(reason) == 1
+    worst = page.inside(page.one("section", id="worst"), "tr")
+    assert sum("fail" in row["text"] and "layers.1.mlp" in row["text"] for row in worst) == 1
+
+
+def test_without_an_oracle_noise_is_said_to_be_missing_once(make_report):
+    report = make_report()
+    without = {"candidate_error": None}
+    changes = {(row.probe, row.dtype, row.mode): without for row in report.rows}
+    page = show(make_report(changes=changes))
+    assert "? NOT_COMPARED" in page.banner["text"]
     assert page.one("section", id="rows")["text"].count("not measured in this report") == 1
     assert "noise ratio" not in page.all("table", **{"class": "rows"})[0]["text"]
-    report = make_report()
-    rows = (report.rows[0].model_copy(update={"noise_ratio": 1.25}), *report.rows[1:])
-    page = show(report.model_copy(update={"rows": rows}))
-    assert page.cells("fp32-isolated-0")[-1] == "1.25e+00"
-    assert page.cells("fp32-isolated-1")[-1] == "— not measured"
-    assert "not measured in this report" not in page.one("section", id="rows")["text"]
 
 
 def test_weights_that_differ_are_listed_and_absent_checks_told(make_report):

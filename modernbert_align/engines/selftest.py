@@ -1,0 +1,204 @@
+"""Proves that the comparison can fail: injects every known fault into a candidate, and counts alarms without one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modernbert_align.backends import hf
+from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.backends.fixture_writer import draw_model
+from modernbert_align.backends.oracle import Oracle
+from modernbert_align.core.fixtures import Fixture, Inputs, contract_fixture, make_inputs
+from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
+from modernbert_align.core.probes import load_probes
+from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
+from modernbert_align.core.table import Table
+from modernbert_align.core.tolerance import load_tolerance
+from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
+from modernbert_align.core.weight_check import check_weights
+from modernbert_align.engines import stream_engine
+from modernbert_align.engines.faults import Fault
+
+CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
+EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the comparison made of one fault.
+
+    Attributes:
+        must_die: Whether the comparison has to fail.
+        seen: Mode -> criteria that saw it there; weights have no mode.
+        killed_by: All criteria that saw it.
+        first_probe: Where the comparison places it; empty if nowhere.
+        effect: Largest isolated rel_l2 over what rounding explains; None where there is something else than rounding
+            to see: weights that differ, values that are missing or not finite.
+    """
+
+    name: str
+    head: str
+    dtype: Dtype
+    must_die: bool
+    equivalent: bool
+    killed: bool
+    killed_by: tuple[str, ...]
+    seen: dict[Mode, tuple[str, ...]]
+    verdict: str
+    first_probe: str
+    expected_probe: str
+    effect: float | None
+
+    @property
+    def survived(self) -> bool:
+        """Whether the comparison missed what it had to find."""
+        return self.must_die and not self.killed
+
+    @property
+    def false_alarm(self) -> bool:
+        """Whether the comparison failed for a change that changes nothing."""
+        return self.equivalent and self.killed
+
+
+class Subject:
+    """Both models of a fixture with one head and in one precision, loaded once.
+
+    Args:
+        reference: Hugging Face checkpoint.
+        candidate: Its conversion.
+    """
+
+    def __init__(
+        self, fixture: Fixture, reference: Path, candidate: Path, head: str, dtype: Dtype, table: Table
+    ) -> None:
+        self.fixture, self.head, self.dtype = fixture, head, dtype
+        self.config: ModelConfig = parse_config(read_config_file(reference), where=str(reference / "config.json"))
+        self.architecture = table.architecture(head)
+        self.reference = hf.load(reference, self.architecture, dtype)
+        self.candidate = paddle_backend.load(candidate, self.architecture, dtype)
+        self.batch = make_inputs(fixture.inputs, self.config, head)
+        self._entries = table.expand(self.config, head)
+        self._probes = load_probes(self.config, head, table.prefix(head))
+        self._oracle = Oracle(self.config, head, self.reference)
+        self._tolerance = load_tolerance(dtype)
+
+    def compare(self, batch: Inputs | None = None) -> tuple[Judgement, tuple[Record, ...], WeightCheck]:
+        """Compare and judge as `diff` does, in this precision alone.
+
+        Args:
+            batch: Inputs other than the fixture's.
+        """
+        batch = self.batch if batch is None else batch
+        weights = check_weights(
+            self._entries, paddle_backend.state_bits(self.candidate), hf.state_bits(self.reference), self.dtype
+        )
+        records = stream_engine.run(self.candidate, self.reference, self._oracle, batch, self._probes, self.dtype)
+        fixture = contract_fixture(self.fixture.name)
+        judgement = judge(
+            records,
+            [weights],
+            Expectation(
+                probes=self._probes,
+                dtypes=(self.dtype,),
+                weights=len(self._entries),
+                fixture=fixture,
+                needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+            ),
+            {self.dtype: self._tolerance},
+            default_policy(fixture),
+        )
+        return judgement, records, weights
+
+    def try_fault(self, fault: Fault) -> Outcome:
+        """Inject a fault, compare, and take it out again."""
+        with fault.inject(self.candidate):
+            judgement, records, weights = self.compare()
+        effect = self._effect(records, weights)
+        shows = self.dtype in fault.dtypes and self.fixture.weights in fault.weights and not fault.equivalent
+        seen = {
+            mode: tuple(c for c in CRITERIA if any(c in row.failed for row in judgement.rows if row.mode == mode))
+            for mode in MODES
+        }
+        found = {criterion for criteria in seen.values() for criterion in criteria}
+        found |= {"weights"} if weights.differences else set()
+        killed = judgement.exit_code != 0
+        return Outcome(
+            name=fault.name,
+            head=self.head,
+            dtype=self.dtype,
+            must_die=shows and (self.dtype != "bf16" or effect is None or effect > EFFECT),
+            equivalent=bool(fault.equivalent),
+            killed=killed,
+            killed_by=tuple(criterion for criterion in CRITERIA if criterion in found) if killed else (),
+            seen=seen,
+            verdict=judgement.verdict,
+            first_probe=judgement.first_failing.probe if judgement.first_failing else "",
+            expected_probe=fault.first,
+            effect=effect,
+        )
+
+    def _effect(self, records: tuple[Record, ...], weights: WeightCheck) -> float | None:
+        """See `Outcome.effect`. Taken from the measurements, not from the verdict that is on trial."""
+        if weights.differences or any(record.observation != "compared" for record in records):
+            return None
+        fan_in = {probe.name: probe.fan_in for probe in self._probes}
+        effects = [
+            (record.rel_l2 or 0.0) / max(record.null_rel_l2 or 0.0, self._tolerance.floor(fan_in[record.probe]))
+            for record in records
+            if record.mode == "isolated"
+        ]
+        return max(effects)
+
+    def redraw(self, seed: int) -> Inputs:
+        """Give both models other weights of the fixture's distribution; returns other inputs.
+
+        The candidate gets them through the table, as a conversion would write them.
+        """
+        drawn = draw_model(self.fixture, self.architecture, seed)
+        with torch.no_grad():
+            self.reference.load_state_dict(drawn.state_dict())
+        theirs = hf.state_bits(self.reference)
+        paddle_backend.set_state_bits(
+            self.candidate, {e.paddle: e.op.apply(theirs[e.hf][0]) for e in self._entries if e.op.stored}
+        )
+        return make_inputs(self.fixture.inputs.model_copy(update={"seed": seed}), self.config, self.head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """An unbroken model that the comparison failed.
+
+    Attributes:
+        seed: Of weights and inputs; None for the fixture itself.
+    """
+
+    head: str
+    seed: int | None
+    verdict: str
+    detail: str
+
+
+def unbroken(subject: Subject, seeds: int) -> Iterator[Alarm | None]:
+    """Compare models without a fault: the fixture itself, then as many others as asked for.
+
+    Afterwards the subject holds the weights of the last seed.
+
+    Yields:
+        For every comparison the alarm, or None if there was none.
+    """
+    for seed in (None, *range(subject.fixture.seed + 1, subject.fixture.seed + 1 + seeds)):
+        batch = None if seed is None else subject.redraw(seed)
+        judgement, _, _ = subject.compare(batch)
+        first = judgement.first_failing
+        yield (
+            Alarm(
+                head=subject.head,
+                seed=seed,
+                verdict=judgement.verdict,
+                detail=f"{first.probe} ({first.mode}): {first.detail}" if first else "",
+            )
+            if judgement.exit_code
+            else None
+        )
