@@ -97,8 +97,8 @@ class Oracle:
         Args:
             probe: Name of the probe, as `accumulated` yields it.
             inputs: What the reference was run on.
-            recorded: Probe name -> the reference's output, in its own dtype or wider (`hf.record` gives this). Needed
-                are only those that the probe starts from.
+            recorded: Probe name -> the reference's output, in its own dtype or wider. Needed are only those that the
+                probe starts from.
 
         Returns:
             The value in float64, shaped like the reference's.
