@@ -248,14 +248,16 @@ class ModernBertModel(ModernBertPretrainedModel):
         all_hidden_states: tuple[paddle.Tensor, ...] = ()
         all_attentions: tuple[paddle.Tensor, ...] = ()
         for layer in self.layers:
-            all_hidden_states += (hidden_states,)
+            if output_hidden_states:
+                all_hidden_states += (hidden_states,)
             kind = layer.attention_type
             hidden_states = layer(hidden_states, positions[kind], biases[kind], output_attentions)
             if output_attentions:
                 hidden_states, probabilities = hidden_states
                 all_attentions += (probabilities,)
         hidden_states = self.final_norm(hidden_states)
-        all_hidden_states += (hidden_states,)
+        if output_hidden_states:
+            all_hidden_states += (hidden_states,)
         output = BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=all_hidden_states if output_hidden_states else None,
