@@ -33,10 +33,11 @@ from padiff.trainer.trainer_utils import hooks as padiff_hooks
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.core.compare import Beside, Context
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Mode, Record
-from modernbert_align.engines.pair import Beside, Context, Nulls, Truth, compare
+from modernbert_align.engines.pair import Nulls, Truth, compare
 
 PINNED = "0.2.0"
 _STRICT = {"atol": 1e-5, "rtol": 1e-5, "compare_mode": "strict", "diff_phase": "forward"}

@@ -18,10 +18,11 @@ import torch
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.backends.oracle import Oracle
+from modernbert_align.core.compare import Beside, Context, Mask, rel_l2
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record
-from modernbert_align.engines.pair import Beside, Context, Mask, Nulls, Truth, compare, rel_l2
+from modernbert_align.engines.pair import Nulls, Truth, compare
 
 VARIATIONS = ("sdpa", "permuted")
 

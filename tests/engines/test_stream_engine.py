@@ -15,6 +15,7 @@ from faults import FAULTS
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.core.compare import rel_l2
 from modernbert_align.core.rows import MODES
 from modernbert_align.core.tolerance import load_tolerances
 from modernbert_align.core.verdict import Expectation, judge
@@ -22,7 +23,6 @@ from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import padiff_engine
 from modernbert_align.engines import stream_engine as engine
 from modernbert_align.engines.faults import Fault
-from modernbert_align.engines.pair import rel_l2
 
 ISOLATED, ACCUMULATED = MODES
 
