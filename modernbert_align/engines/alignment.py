@@ -18,7 +18,7 @@ from modernbert_align.core.rows import MODES, Dtype, EngineName, Mode, Record, W
 from modernbert_align.core.table import Entry
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import padiff_engine, stream_engine
-from modernbert_align.engines.pair import Truth
+from modernbert_align.engines.truth import Truth
 
 Notify = Callable[[str], None]
 

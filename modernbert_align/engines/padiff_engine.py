@@ -37,7 +37,8 @@ from modernbert_align.core.compare import Beside, Context
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Mode, Record
-from modernbert_align.engines.pair import Nulls, Truth, compare
+from modernbert_align.engines.pair import Nulls, compare
+from modernbert_align.engines.truth import Truth
 
 PINNED = "0.2.0"
 _STRICT = {"atol": 1e-5, "rtol": 1e-5, "compare_mode": "strict", "diff_phase": "forward"}

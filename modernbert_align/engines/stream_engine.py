@@ -22,7 +22,8 @@ from modernbert_align.core.compare import Beside, Context, Mask, rel_l2
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record
-from modernbert_align.engines.pair import Nulls, Truth, compare
+from modernbert_align.engines.pair import Nulls, compare
+from modernbert_align.engines.truth import Truth
 
 VARIATIONS = ("sdpa", "permuted")
 

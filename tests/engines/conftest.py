@@ -19,7 +19,8 @@ from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record
 from modernbert_align.core.table import Entry, load_table
 from modernbert_align.engines import padiff_engine, stream_engine
-from modernbert_align.engines.pair import Nulls, Truth
+from modernbert_align.engines.pair import Nulls
+from modernbert_align.engines.truth import Truth
 
 
 @dataclass(kw_only=True)

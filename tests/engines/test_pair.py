@@ -12,7 +12,8 @@ from modernbert_align.core.compare import Beside, Context, rel_l2
 from modernbert_align.core.metrics import ULP_BINS
 from modernbert_align.core.probes import Probe
 from modernbert_align.engines import padiff_engine, stream_engine
-from modernbert_align.engines.pair import Truth, compare
+from modernbert_align.engines.pair import compare
+from modernbert_align.engines.truth import Truth
 
 PROBE = Probe(name="p", pattern="p", hf="p", paddle="p", fan_in=8)
 
