@@ -78,8 +78,8 @@ def to_numpy(tensor: paddle.Tensor) -> Floats:
 
 
 def from_torch(tensor: Any) -> paddle.Tensor:
-    """A torch tensor's values as a Paddle tensor that shares its memory; it must not be written to."""
-    return paddle.utils.dlpack.from_dlpack(tensor.detach().contiguous())
+    """A torch tensor's values as a Paddle tensor of its own: a model may write to what it is given."""
+    return paddle.utils.dlpack.from_dlpack(tensor.detach().contiguous()).clone()
 
 
 def dtype_name(tensor: paddle.Tensor) -> str:

@@ -17,7 +17,7 @@ from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, EngineName, Mode, Record, WeightCheck
 from modernbert_align.core.table import Entry
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import padiff_engine, stream_engine
+from modernbert_align.engines import padiff_engine, reference_side, stream_engine
 from modernbert_align.engines.truth import Truth
 
 Notify = Callable[[str], None]
@@ -94,8 +94,8 @@ def run_alignment(
             records += stream_engine.run(ours, theirs, oracle, batch, probes, dtype)
             clock.lap("stream")
         else:
-            notify(f"{dtype}: measuring the reference against itself ({', '.join(stream_engine.VARIATIONS)})")
-            nulls = stream_engine.measure_nulls(theirs, batch, probes)
+            notify(f"{dtype}: measuring the reference against itself ({', '.join(reference_side.VARIATIONS)})")
+            nulls = reference_side.measure_nulls(theirs, batch, probes)
             clock.lap("null")
             for mode in MODES:
                 notify(f"{dtype}: {mode} pass over {len(probes)} probes")

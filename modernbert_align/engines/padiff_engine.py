@@ -37,7 +37,8 @@ from modernbert_align.core.compare import Beside, Context
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Mode, Record
-from modernbert_align.engines.pair import Nulls, compare
+from modernbert_align.engines.pair import compare
+from modernbert_align.engines.reference_side import Nulls
 from modernbert_align.engines.truth import Truth
 
 PINNED = "0.2.0"

@@ -9,9 +9,7 @@ from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.core import compare as core
 from modernbert_align.core.compare import Beside, Context, Output
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import Mode, Record
-
-Nulls = Mapping[tuple[str, Mode], dict[str, float]]  # (probe, mode) -> variation of the reference -> rel_l2
+from modernbert_align.core.rows import Record
 
 
 def compare(

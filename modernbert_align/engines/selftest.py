@@ -1,5 +1,7 @@
 """Proves that the comparison can fail: injects every known fault into a candidate, and counts alarms without one."""
 
+import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,9 @@ from modernbert_align.core.table import Table
 from modernbert_align.core.tolerance import load_tolerance
 from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import stream_engine
+from modernbert_align.engines import reference_side, stream_engine
 from modernbert_align.engines.faults import Fault
+from modernbert_align.engines.reference_side import Recording, Reference
 
 CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
 EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does
@@ -84,17 +87,28 @@ class Subject:
         self._oracle = Oracle(self.config, head, self.reference)
         self._tolerance = load_tolerance(dtype)
 
+    @functools.cached_property
+    def recording(self) -> Recording:
+        """The reference with its present weights on the fixture's inputs, run once for all faults."""
+        return reference_side.record(self.reference, self.batch, self._probes, self._oracle)
+
     def compare(self, batch: Inputs | None = None) -> tuple[Judgement, tuple[Record, ...], WeightCheck]:
         """Compare and judge as `diff` does, in this precision alone.
 
         Args:
-            batch: Inputs other than the fixture's.
+            batch: Inputs other than the fixture's, on which the reference is run anew.
         """
-        batch = self.batch if batch is None else batch
         weights = check_weights(
             self._entries, paddle_backend.state_bits(self.candidate), hf.state_bits(self.reference), self.dtype
         )
-        records = stream_engine.run(self.candidate, self.reference, self._oracle, batch, self._probes, self.dtype)
+        with contextlib.ExitStack() as stack:
+            reference: Reference = (
+                self.recording
+                if batch is None
+                else stack.enter_context(reference_side.live(self.reference, batch, self._probes, self._oracle))
+            )
+            batch = self.batch if batch is None else batch
+            records = stream_engine.run_beside(reference, self.candidate, batch, self._probes, self.dtype)
         fixture = contract_fixture(self.fixture.name)
         judgement = judge(
             records,
@@ -156,6 +170,7 @@ class Subject:
 
         The candidate gets them through the table, as a conversion would write them.
         """
+        vars(self).pop("recording", None)
         drawn = draw_model(self.fixture, self.architecture, seed)
         with torch.no_grad():
             self.reference.load_state_dict(drawn.state_dict())

@@ -18,8 +18,8 @@ from modernbert_align.core.model_config import ModelConfig, parse_config, read_c
 from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record
 from modernbert_align.core.table import Entry, load_table
-from modernbert_align.engines import padiff_engine, stream_engine
-from modernbert_align.engines.pair import Nulls
+from modernbert_align.engines import padiff_engine, reference_side, stream_engine
+from modernbert_align.engines.reference_side import Nulls
 from modernbert_align.engines.truth import Truth
 
 
@@ -44,7 +44,7 @@ class Models:
         return replace(self, candidate=self.load_candidate())
 
     def nulls(self) -> Nulls:
-        return stream_engine.measure_nulls(self.reference, self.batch, self.probes)
+        return reference_side.measure_nulls(self.reference, self.batch, self.probes)
 
     def padiff(self, mode: Mode, nulls: Nulls | None = None) -> padiff_engine.PassResult:
         """One pass with PaDiff."""

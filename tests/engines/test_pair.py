@@ -11,7 +11,7 @@ import torch
 from modernbert_align.core.compare import Beside, Context, rel_l2
 from modernbert_align.core.metrics import ULP_BINS
 from modernbert_align.core.probes import Probe
-from modernbert_align.engines import padiff_engine, stream_engine
+from modernbert_align.engines import padiff_engine, reference_side, stream_engine
 from modernbert_align.engines.pair import compare
 from modernbert_align.engines.truth import Truth
 
@@ -28,7 +28,7 @@ def observed(request):
         nulls = {} if null_parts is None else null_parts
         if request.param == "stream":
             beside = Beside(oracle=oracle, null_parts=nulls)
-            outputs = stream_engine.paddle_outputs(ours), stream_engine.torch_outputs(theirs)
+            outputs = stream_engine.paddle_outputs(ours), reference_side.torch_outputs(theirs)
             return compare(probe, context, *outputs, beside)
         truth = SimpleNamespace(record=lambda *_: None, value=lambda *_: oracle)
         items = [[SimpleNamespace(type="forward", net_id=1, output=out, net=None)] for out in (ours, theirs)]

@@ -20,7 +20,7 @@ from modernbert_align.core.rows import MODES
 from modernbert_align.core.tolerance import load_tolerances
 from modernbert_align.core.verdict import Expectation, judge
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import padiff_engine
+from modernbert_align.engines import padiff_engine, passes, reference_side
 from modernbert_align.engines import stream_engine as engine
 from modernbert_align.engines.faults import Fault
 
@@ -199,7 +199,9 @@ def test_both_engines_catch_a_fault_in_the_same_place(sensitive, name):
     ours, theirs = streamed.first_failing, driven.first_failing
     assert (ours.status, ours.mode) == (theirs.status, theirs.mode)
     differing = {(a.probe, a.status) for a, b in zip(streamed.rows, driven.rows, strict=True) if a.status != b.status}
-    if name != "probe ran twice":
+    if name == "module missing":  # to PaDiff's, what comes next has no oracle: it does not run the reference there
+        assert differing == {("layers.1.mlp", "pass")}
+    elif name != "probe ran twice":
         assert not differing
     else:  # PaDiff's injection stops there; here only what the candidate had passed by is missing
         assert {place for place in differing if place[1] != "pass"} == {
@@ -357,12 +359,123 @@ def test_hooks_that_were_there_stay_and_run_once_in_every_pass(tiny, usual):
     assert traces(tiny) == []
 
 
+# --- beside a recorded reference --------------------------------------------------------------------------------------
+
+
+def record(models):
+    return reference_side.record(models.reference, models.batch, models.probes, models.oracle)
+
+
+def replay(models, recording):
+    return engine.run_beside(recording, models.candidate, models.batch, models.probes, models.dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "head"),
+    [
+        ("tiny", "fp32", "masked_lm"),
+        ("tiny-stress", "bf16", "masked_lm"),
+        ("tiny-sensitive", "fp32", "question_answering"),
+        ("tiny-sensitive", "bf16", "multiple_choice"),
+        ("tiny", "fp32", "base"),
+    ],
+)
+def test_beside_a_recording_every_row_is_the_same_as_beside_the_live_reference(load_models, name, dtype, head):
+    models = load_models(name, dtype, head)
+    live = models.stream_records()
+    recording = record(models)
+    assert [expected.probe.name for expected in recording.steps()] == [probe.name for probe in models.probes]
+    for _ in range(2):
+        assert replay(models, recording) == live
+
+
+@pytest.mark.parametrize(
+    "name", [*MORE_FAULTS, "NaN output", "probe never ran", "probe ran twice", "extra output of a probe", "theta 80000"]
+)
+def test_beside_a_recording_a_fault_looks_the_same(sensitive, name):
+    recording = record(sensitive.models)
+    models = sensitive.models.with_new_candidate()
+    usual = replay(models, recording)
+    with (FAULTS | MORE_FAULTS)[name].inject(models.candidate):
+        assert replay(models, recording) == models.stream_records() != usual
+
+
+def test_beside_a_recording_only_the_candidate_runs_twice(tiny, usual):
+    recording = record(tiny)
+    calls = []
+    handles = [
+        tiny.candidate.register_forward_pre_hook(lambda *_: calls.append("candidate")),
+        tiny.reference.register_forward_pre_hook(lambda *_: calls.append("reference")),
+    ]
+    try:
+        assert replay(tiny, recording) == usual
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == ["candidate"] * 2
+
+
+def test_a_recorded_reference_that_raised_is_no_more_than_it_was(tiny, usual):
+    layer = tiny.reference.model.layers[2]
+
+    def explode(*_args, **_named):
+        raise RuntimeError("no kernel today")
+
+    layer.mlp.forward = explode
+    try:
+        live, recording = tiny.stream_records(), record(tiny)
+    finally:
+        del layer.mlp.forward
+    assert replay(tiny, recording) == live
+    assert traces(tiny) == []
+    assert live != usual
+
+
+def test_a_module_that_only_one_side_has_is_missing_and_the_others_are_compared(tiny):
+    for side, path in (("reference", {"hf": "model.layers.9.mlp_norm"}), ("candidate", {"paddle": "gone"})):
+        probes = (*tiny.probes[:3], replace(tiny.probes[3], **path), *tiny.probes[4:])
+        models = replace(tiny, probes=probes)
+        recording = record(models)
+        records = models.stream_records()
+        assert replay(models, recording) == records
+        found = {r.probe: (r.observation, r.reason) for r in records if r.mode == ACCUMULATED}
+        missing = f"the {side} has no module `{next(iter(path.values()))}`"
+        assert found.pop(probes[3].name) == ("missing", missing)
+        assert {observation for observation, _ in found.values()} == {"compared"}
+
+
+def test_a_candidate_that_writes_to_what_it_is_given_changes_no_reference(tiny, usual):
+    """The isolated pass is given the reference's values; were they shared, both would be wrong alike."""
+    recording = record(tiny)
+    before = [torch.clone(value) for expected in recording.steps() for value in expected.outputs.values()]
+    layer = tiny.candidate.model.layers[2].attn_norm
+    norm = layer.forward
+
+    def overwriting(x):
+        out = norm(x)
+        x.set_value(paddle.zeros_like(x))
+        return out
+
+    layer.forward = overwriting
+    try:
+        live, replayed = tiny.stream_records(), replay(tiny, recording)
+    finally:
+        del layer.forward
+    after = [value for expected in recording.steps() for value in expected.outputs.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    wrong = [a.probe for a, b in zip(live, usual, strict=True) if a != b and a.mode == ISOLATED]
+    assert wrong == ["layers.2.mlp_norm", "layers.2"]
+    assert replayed == live
+    assert [r.null_parts for r in live] == [r.null_parts for r in usual]
+
+
 # --- passes side by side are passes one by one ------------------------------------------------------------------------
 
 
 def test_the_order_of_the_passes_changes_nothing(tiny, usual, monkeypatch):
-    monkeypatch.setattr(engine, "VARIATIONS", tuple(reversed(engine.VARIATIONS)))
-    monkeypatch.setattr(engine, "MODES", tuple(reversed(MODES)))
+    monkeypatch.setattr(reference_side, "VARIATIONS", tuple(reversed(reference_side.VARIATIONS)))
+    for side in (reference_side, engine):
+        monkeypatch.setattr(side, "MODES", tuple(reversed(MODES)))
     records = tiny.stream_records()
     assert [r.mode for r in records] == [*[ACCUMULATED] * len(tiny.probes), *[ISOLATED] * len(tiny.probes)]
     assert sorted(records, key=lambda r: MODES.index(r.mode)) == list(usual)
@@ -425,14 +538,14 @@ def test_both_variations_differ_where_they_can_and_nowhere_else(tiny):
     assert differing("sdpa", ISOLATED) == attention
     assert differing("permuted", ISOLATED) == attention | {f"layers.{i}.mlp" for i in range(4)} | {"head", "logits"}
     every = [probe.name for probe in tiny.probes]
-    for variation in engine.VARIATIONS:
+    for variation in reference_side.VARIATIONS:
         downstream = differing(variation, ACCUMULATED)
         assert set(every[2:]) - {"loss"} <= downstream <= set(every[2:])  # one number may round alike
 
 
 def test_without_a_module_the_reference_has_no_null_there(tiny):
     probes = (*tiny.probes[:3], replace(tiny.probes[3], hf="model.layers.9.mlp_norm"), *tiny.probes[4:])
-    nulls = engine.measure_nulls(tiny.reference, tiny.batch, probes)
+    nulls = reference_side.measure_nulls(tiny.reference, tiny.batch, probes)
     assert (tiny.probes[3].name, ISOLATED) not in nulls
     assert nulls["layers.1.attn", ISOLATED]["sdpa"] > 0
     assert traces(tiny) == []
@@ -482,13 +595,13 @@ def test_outputs_of_earlier_layers_are_not_kept(tiny, usual, monkeypatch):
 def test_injection_replaces_what_the_reference_returns_and_keeps_the_rest():
     ours = (paddle.zeros([2]), paddle.ones([3]))
     for theirs, first in ((torch.full((2,), 5.0), 5.0), ((torch.full((2,), 6.0),), 6.0)):
-        values = [paddle_backend.from_torch(value) for value in engine.torch_outputs(theirs).values()]
-        injected = engine._replaced(ours, values)
+        values = [paddle_backend.from_torch(value) for value in reference_side.torch_outputs(theirs).values()]
+        injected = passes.replaced(ours, values)
         assert isinstance(injected, tuple)
         assert [tensor.tolist() for tensor in injected] == [[first] * 2, [1.0] * 3]
     values = [paddle_backend.from_torch(torch.full((n,), 5.0)) for n in (2, 3)]
-    assert engine._replaced(ours[0], values).tolist() == [5.0, 5.0]
-    assert engine._replaced([ours[0], None], values[:1])[1] is None
+    assert passes.replaced(ours[0], values).tolist() == [5.0, 5.0]
+    assert passes.replaced([ours[0], None], values[:1])[1] is None
 
 
 def test_injection_keeps_bfloat16_bits():
@@ -509,7 +622,7 @@ def test_outputs_are_named_alike_by_both_engines():
         [tensors[0], (tensors[1], tensors[2])],
         {"loss": tensors[0], "hidden_states": tuple(tensors[1:]), "none": None},
     ):
-        ours = engine.torch_outputs(output)
+        ours = reference_side.torch_outputs(output)
         theirs = padiff_engine._outputs(SimpleNamespace(output=output))
         assert list(ours) == list(theirs)
         assert all(ours[name] is theirs[name] for name in ours)

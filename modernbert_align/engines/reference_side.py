@@ -1,0 +1,222 @@
+"""Everything about the reference that a candidate is measured against, probe by probe.
+
+Five passes of the reference run side by side: as it is, and with other kernels in both modes (its nulls). The oracle's
+values join them. Nothing here knows of a candidate, so what comes out can be used at once (`live`) or kept and used
+again (`record`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from modernbert_align.backends import hf
+from modernbert_align.backends.oracle import Oracle
+from modernbert_align.core.compare import Beside, rel_l2
+from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.probes import Probe
+from modernbert_align.core.rows import MODES, Mode
+from modernbert_align.engines.passes import Outputs, Pass, outputs_of, stopping
+from modernbert_align.engines.truth import Truth
+
+Nulls = Mapping[tuple[str, Mode], dict[str, float]]  # (probe, mode) -> variation of the reference -> rel_l2
+VARIATIONS = ("sdpa", "permuted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a candidate is measured against at one probe.
+
+    Attributes:
+        outputs: What the reference returned, as torch tensors; of a probe with a key, everything that the whole model
+            returned. Read them only: the reference goes on with them.
+        beside: Mode -> the oracle's value and the null there.
+    """
+
+    probe: Probe
+    outputs: Outputs
+    beside: Mapping[Mode, Beside]
+
+
+class Reference(Protocol):
+    """One run of the reference. What it says of the whole run is complete once its steps are through."""
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Probe -> why the reference cannot have it."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Probe -> how often it ran."""
+
+    @property
+    def error(self) -> str:
+        """What ended the run early; empty if nothing did."""
+
+    def steps(self) -> Iterator[Expected]:
+        """The probes in execution order, then what the whole model returned; a probe that never ran is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A run of the reference that is kept. See `Reference` for the attributes."""
+
+    expected: tuple[Expected, ...]
+    absent: Mapping[str, str]
+    counts: Mapping[str, int]
+    error: str
+
+    def steps(self) -> Iterator[Expected]:
+        """See `Reference.steps`; can be asked for as often as wanted."""
+        return iter(self.expected)
+
+
+class _Live:
+    """A run of the reference that goes on as its steps are asked for, once."""
+
+    def __init__(
+        self,
+        passes: tuple[Pass, Mapping[tuple[str, Mode], Pass]],
+        batch: Inputs,
+        probes: Sequence[Probe],
+        absent: Mapping[str, str],
+        oracle: Oracle | None,
+    ) -> None:
+        self._reference, self._variations = passes
+        self._mask = batch.attention_mask.astype(bool)
+        self._probes = probes
+        self._truth = None if oracle is None else Truth(oracle, batch)
+        self.absent = absent
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self._reference.counts
+
+    @property
+    def error(self) -> str:
+        return self._reference.error
+
+    def steps(self) -> Iterator[Expected]:
+        by_name = {probe.name: probe for probe in self._probes}
+        finished: set[str] = set()
+        while (stop := self._reference.next_stop()) is not None:
+            if stop.probe in finished:
+                continue
+            probe = by_name[stop.probe]
+            outputs = {key: one.advance(probe.name, finished) for key, one in self._variations.items()}
+            nulls = self._nulls(probe, stop.outputs, outputs)
+            for (_, mode), one in self._variations.items():
+                if mode == "isolated":
+                    one.replace([_compared(probe, stop.outputs)])
+            yield self._expected(probe, stop.outputs, nulls)
+            finished.add(stop.probe)
+        for one in (self._reference, *self._variations.values()):
+            one.finish()
+        returned = self._reference.outputs
+        if returned is None:
+            return
+        for probe in self._probes:
+            if probe.key:
+                outputs = {key: one.outputs for key, one in self._variations.items()}
+                yield self._expected(probe, returned, self._nulls(probe, returned, outputs))
+
+    def _nulls(
+        self, probe: Probe, theirs: Outputs, variations: Mapping[tuple[str, Mode], Outputs | None]
+    ) -> dict[Mode, dict[str, float]]:
+        """How far the variations are from the reference."""
+        found: dict[Mode, dict[str, float]] = {mode: {} for mode in MODES}
+        expected = _compared(probe, theirs)
+        for (name, mode), outputs in variations.items():
+            other = None if outputs is None else _compared(probe, outputs)
+            if expected is not None and other is not None:
+                mask = self._mask if probe.tokens else None
+                distance = rel_l2(probe, mask, hf.to_numpy(other), hf.to_numpy(expected))
+                if distance is not None:
+                    found[mode][name] = distance
+        return found
+
+    def _expected(self, probe: Probe, outputs: Outputs, nulls: Mapping[Mode, dict[str, float]]) -> Expected:
+        if self._truth is not None:
+            self._truth.record(probe, outputs)
+        return Expected(
+            probe=probe,
+            outputs=outputs,
+            beside={
+                mode: Beside(
+                    oracle=None if self._truth is None else self._truth.value(probe, mode), null_parts=nulls[mode]
+                )
+                for mode in MODES
+            },
+        )
+
+
+def _compared(probe: Probe, outputs: Outputs) -> Any:
+    """The tensor that is compared at a probe; None if it is not there."""
+    return outputs.get(probe.key) if probe.key else next(iter(outputs.values()), None)
+
+
+@contextmanager
+def live(
+    model: torch.nn.Module, batch: Inputs, probes: Sequence[Probe], oracle: Oracle | None = None
+) -> Iterator[Reference]:
+    """A run of the reference, step by step; hooks and kernels are put back at the end, whatever happened.
+
+    Args:
+        model: The PyTorch model, in evaluation mode with eager attention.
+        oracle: Of the same model; without one there are no oracle values.
+    """
+    permuted = hf.PermutedSums(model)
+
+    def one(variation: str) -> Pass:
+        def enter() -> None:
+            hf.set_attention(model, "sdpa" if variation == "sdpa" else "eager")
+            permuted.active = variation == "permuted"
+
+        return Pass(lambda: torch_outputs(model(**hf.inputs(batch))), enter)
+
+    reference, variations = one("eager"), {(name, mode): one(name) for name in VARIATIONS for mode in MODES}
+    modules = dict(model.named_modules())
+    absent = {
+        probe.name: f"the reference has no module `{probe.hf}`"
+        for probe in probes
+        if not probe.key and probe.hf not in modules
+    }
+    places = {
+        probe.name: modules[probe.hf].register_forward_hook
+        for probe in probes
+        if not probe.key and probe.name not in absent
+    }
+    try:
+        with torch.no_grad(), stopping((reference, *variations.values()), places, torch_outputs):
+            yield _Live((reference, variations), batch, probes, absent, oracle)
+    finally:
+        permuted.remove()
+        hf.set_attention(model, "eager")
+
+
+def record(model: torch.nn.Module, batch: Inputs, probes: Sequence[Probe], oracle: Oracle | None = None) -> Recording:
+    """Run the reference and keep all of it: for each probe its outputs and two oracle values.
+
+    Args:
+        model, oracle: As for `live`.
+    """
+    with live(model, batch, probes, oracle) as run:
+        expected = tuple(run.steps())
+        return Recording(expected=expected, absent=run.absent, counts=dict(run.counts), error=run.error)
+
+
+def measure_nulls(model: torch.nn.Module, batch: Inputs, probes: Sequence[Probe]) -> Nulls:
+    """How far the reference is from itself with other kernels, at every probe and in both modes."""
+    with live(model, batch, probes) as run:
+        return {
+            (expected.probe.name, mode): dict(expected.beside[mode].null_parts)
+            for expected in run.steps()
+            for mode in MODES
+        }
+
+
+def torch_outputs(output: Any) -> dict[str, Any]:
+    """The tensors that a module returned: name (position, where it has none) -> tensor."""
+    return outputs_of(output, torch.Tensor)
