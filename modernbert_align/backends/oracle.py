@@ -144,11 +144,11 @@ class Oracle:
     def embeddings(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[batch seq] ids -> [batch seq hidden]."""
         module = self._body.embeddings
-        return self._norm(F.embedding(input_ids, module.tok_embeddings.weight.detach()), module.norm)
+        return self.norm(F.embedding(input_ids, module.tok_embeddings.weight.detach()), module.norm)
 
     def attn_norm(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape; the first layer has no norm here."""
-        return self._norm(x, self._body.layers[layer].attn_norm) if layer else _wide(x)
+        return self.norm(x, self._body.layers[layer].attn_norm) if layer else _wide(x)
 
     def attn(self, layer: int, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Self-attention with rotary positions, a block of queries at a time.
@@ -166,41 +166,103 @@ class Oracle:
 
         Source: transformers 5.23.0, modeling_modernbert.py, ModernBertAttention and eager_attention_forward.
         """
-        config, module = self._config, self._body.layers[layer].attn
-        kind = config.layer_types[layer]
-        batch, seq, hidden = x.shape
-        heads, head_dim = config.num_attention_heads, config.head_dim
-        qkv = _linear(_wide(x), module.Wqkv).view(batch, seq, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [batch heads seq head_dim]
-        cos, sin = _rotation(seq, head_dim, config.rope_theta(kind), config.rope_scaling(kind))
-        q, k = _rotate(q, cos, sin) * head_dim**-0.5, _rotate(k, cos, sin)
-        reach = config.half_window if kind == SLIDING else seq
+        module = self._body.layers[layer].attn
+        batch, seq = x.shape[:2]
+        q, k, v = self.positioned(layer, *self.split(_linear(_wide(x), module.Wqkv)))  # each [batch heads seq head_dim]
+        q, heads = q * self.scale(), q.shape[1]
+        reach = self.reach(layer, seq)
         real = attention_mask.bool()[:, None, None, :]  # [batch 1 1 seq]
         everywhere = v.mean(dim=2, keepdim=True)  # [batch heads 1 head_dim]
-        mixed = torch.empty(batch, seq, heads, head_dim, dtype=torch.float64)
+        mixed = torch.empty(batch, seq, heads, v.shape[-1], dtype=torch.float64)
         positions = torch.arange(seq)
         rows = max(1, _BLOCK // (batch * heads * seq))
         for start in range(0, seq, rows):
             stop = min(start + rows, seq)
             near = slice(max(0, start - reach), min(seq, stop + reach))  # no query of the block sees further
-            distance = (positions[start:stop, None] - positions[None, near]).abs()  # [rows keys]
-            seen = real[..., near] & (distance <= reach)  # [batch 1 rows keys]
-            scores = q[:, :, start:stop] @ k[:, :, near].mT  # [batch heads rows keys]
-            weights = scores.masked_fill_(~seen, -math.inf).softmax(dim=-1)
+            back = positions[start:stop, None] - positions[None, near]  # [rows keys]
+            seen = real[..., near] & self.visible(layer, back)  # [batch 1 rows keys]
+            weights = self.weights(q[:, :, start:stop] @ k[:, :, near].mT, seen)  # [batch heads rows keys]
             block = weights @ v[:, :, near]  # [batch heads rows head_dim]
             block = torch.where(seen.any(dim=-1, keepdim=True), block, everywhere)
             mixed[:, start:stop] = block.transpose(1, 2)
-        return _linear(mixed.view(batch, seq, hidden), module.Wo)
+        return _linear(self.merged(mixed), module.Wo)
+
+    # What `attn`, `mlp` and `head` decide on their way, each by itself so that it can be decided otherwise; see
+    # hypotheses.py.
+
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each [batch heads seq head_dim], out of Wqkv's output [batch seq 3*hidden]."""
+        config = self._config
+        q, k, v = qkv.unflatten(-1, (3, config.num_attention_heads, config.head_dim)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def positioned(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values once they know their positions, same shapes."""
+        cos, sin = self.tables(layer, np.arange(q.shape[2]))
+        return self.rotate(q, cos, sin), self.rotate(k, cos, sin), v
+
+    def tables(self, layer: int, positions: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cosines and sines of every position's angles, each [seq head_dim/2]."""
+        angles = positions[:, None] * self.frequencies(layer)  # [seq head_dim/2]
+        size = _rotation_size(self._config.rope_scaling(self._config.layer_types[layer]))
+        return torch.from_numpy(np.cos(angles) * size), torch.from_numpy(np.sin(angles) * size)
+
+    def frequencies(self, layer: int) -> npt.NDArray[np.float64]:
+        """How far each pair of dimensions turns per position, in radians, [head_dim/2]."""
+        config, kind = self._config, self._config.layer_types[layer]
+        return _frequencies(config.head_dim, config.rope_theta(kind), config.rope_scaling(kind))
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turn the pairs made of the two halves of the last axis, [batch heads seq head_dim] -> same shape."""
+        first, second = x.chunk(2, dim=-1)  # each [batch heads seq head_dim/2]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return float(self._config.head_dim**-0.5)
+
+    def reach(self, layer: int, seq: int) -> int:
+        """How far no query of a layer sees beyond."""
+        return self._config.half_window if self._config.layer_types[layer] == SLIDING else seq
+
+    def visible(self, layer: int, back: torch.Tensor) -> torch.Tensor:
+        """Whether a query sees a key so many positions back (negative: ahead), same shape, bool."""
+        if self._config.layer_types[layer] == SLIDING:
+            return back.abs() <= self._config.half_window
+        return torch.ones_like(back, dtype=torch.bool)
+
+    def weights(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Attention weights, [batch heads rows keys]; not a number for a query that sees nothing.
+
+        Args:
+            scores: Same shape; may be overwritten.
+            seen: [batch 1 rows keys].
+        """
+        return scores.masked_fill_(~seen, -math.inf).softmax(dim=-1)
+
+    def merged(self, mixed: torch.Tensor) -> torch.Tensor:
+        """[batch seq heads head_dim] -> [batch seq hidden]."""
+        return mixed.flatten(-2)
+
+    def gated(self, value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The feed-forward block between its two projections, [batch seq inter] -> same shape."""
+        return self.activation(self._config.hidden_activation, value) * gate
+
+    def activation(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The activation function that the configuration calls `name`."""
+        return _ACTIVATIONS[name](x)
 
     def mlp_norm(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape."""
-        return self._norm(x, self._body.layers[layer].mlp_norm)
+        return self.norm(x, self._body.layers[layer].mlp_norm)
 
     def mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape: Wo(act(value) * gate) for the two halves of Wi's output."""
         module = self._body.layers[layer].mlp
         value, gate = _linear(_wide(x), module.Wi).chunk(2, dim=-1)  # each [batch seq inter]
-        return _linear(_ACTIVATIONS[self._config.hidden_activation](value) * gate, module.Wo)
+        return _linear(self.gated(value, gate), module.Wo)
 
     def layer(self, layer: int, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """A whole layer, [batch seq hidden] -> same shape: x + attn(norm(x)), then that + mlp(norm(that)).
@@ -216,7 +278,7 @@ class Oracle:
 
     def final_norm(self, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape."""
-        return self._norm(x, self._body.final_norm)
+        return self.norm(x, self._body.final_norm)
 
     def pooled(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the head takes: one vector per sequence for heads that judge sequences, else the tokens unchanged.
@@ -242,8 +304,9 @@ class Oracle:
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """[... hidden] -> same shape: norm(act(dense(x)))."""
         module = self._model.head
-        x = _ACTIVATIONS[self._config.classifier_activation](_linear(_wide(x), module.dense))
-        return self._norm(x, module.norm)
+        return self.norm(
+            self.activation(self._config.classifier_activation, _linear(_wide(x), module.dense)), module.norm
+        )
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The head's output through the decoder or classifier, [... hidden] -> [... vocab] or [... labels]."""
@@ -296,7 +359,8 @@ class Oracle:
                 return F.binary_cross_entropy_with_logits(logits, _wide(target))
         return _cross_entropy(logits.flatten(0, -2), target.flatten())
 
-    def _norm(self, x: torch.Tensor, module: Any) -> torch.Tensor:
+    def norm(self, x: torch.Tensor, module: Any) -> torch.Tensor:
+        """LayerNorm over the last axis, same shape."""
         bias = None if module.bias is None else _wide(module.bias)
         return F.layer_norm(_wide(x), x.shape[-1:], _wide(module.weight), bias, self._config.norm_eps)
 
@@ -321,13 +385,6 @@ def _linear(x: torch.Tensor, module: Any) -> torch.Tensor:
         part = slice(start, start + rows)
         out[..., part] = block(part)
     return out
-
-
-def _rotation(seq: int, head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cosines and sines of every position's angles, each [seq head_dim/2]."""
-    angles = np.arange(seq)[:, None] * _frequencies(head_dim, theta, scaling)  # [seq head_dim/2]
-    size = _rotation_size(scaling)
-    return torch.from_numpy(np.cos(angles) * size), torch.from_numpy(np.sin(angles) * size)
 
 
 def _frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> npt.NDArray[np.float64]:
@@ -372,12 +429,6 @@ def _rotation_size(scaling: RopeScaling | None) -> float:
     if scaling.mscale and scaling.mscale_all_dim:
         return (scaling.mscale * growth + 1.0) / (scaling.mscale_all_dim * growth + 1.0)
     return growth + 1.0
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs made of the two halves of the last axis, [batch heads seq head_dim] -> same shape."""
-    first, second = x.chunk(2, dim=-1)  # each [batch heads seq head_dim/2]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignored: int = _IGNORED) -> torch.Tensor:
