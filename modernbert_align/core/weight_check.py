@@ -1,5 +1,6 @@
 """Criterion 1 on weights: what both models hold in memory, compared bit for bit through the table."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ def check_weights(entries: Sequence[Entry], candidate: State, reference: State, 
             differences.append(_difference(entry, dtype, "missing", looks=f"the {side} does not have it"))
             continue
         compared += 1
-        difference = _compare(entry, dtype, ours, theirs)
+        difference = _compare(entry, dtype, ours, theirs, entries, reference)
         if difference is not None:
             differences.append(difference)
     for side, state, names in (
@@ -55,7 +56,9 @@ def _difference(entry: Entry, dtype: Dtype, problem: str, **found: object) -> We
     )
 
 
-def _compare(entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[Bits, str]) -> WeightDifference | None:
+def _compare(
+    entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[Bits, str], entries: Sequence[Entry], state: State
+) -> WeightDifference | None:
     (candidate, candidate_dtype), (source, reference_dtype) = ours, theirs
     if candidate_dtype != reference_dtype:
         return _difference(entry, dtype, "dtype", looks=f"{candidate_dtype}, the reference's is {reference_dtype}")
@@ -76,17 +79,33 @@ def _compare(entry: Entry, dtype: Dtype, ours: tuple[Bits, str], theirs: tuple[B
         differing=int(differing.sum()),
         elements=candidate.size,
         max_abs=float(np.abs(values).max()) if np.isfinite(values).all() else None,
-        looks=_looks(entry, candidate, reference),
+        looks=_looks(entry, candidate, reference, entries, state),
     )
 
 
-def _looks(entry: Entry, candidate: Bits, reference: Bits) -> str:
+def _looks(entry: Entry, candidate: Bits, reference: Bits, entries: Sequence[Entry], state: State) -> str:
     """Name the mistake if it is an obvious one."""
     if entry.op.name == "T" and candidate.shape == reference.T.shape and np.array_equal(candidate, reference.T):
         return "it is the reference's weight without the transpose"
-    if candidate.ndim == 2 and candidate.shape[1] % 2 == 0:
-        half = candidate.shape[1] // 2
-        swapped = np.concatenate([reference[:, half:], reference[:, :half]], axis=1)
-        if np.array_equal(candidate, swapped):
-            return "its two halves are swapped"
+    if candidate.ndim == 2:
+        for count, parts in ((2, "two halves"), (3, "three parts")):
+            order = _order_of_parts(candidate, reference, count)
+            if order:
+                return f"its {parts} are swapped" if count == 2 else f"its {parts} are in the order {order}"
+    for other in entries:
+        same_kind = other.hf != entry.hf and other.paddle_shape == candidate.shape and other.hf in state
+        if same_kind and np.array_equal(other.op.apply(state[other.hf][0]), candidate):
+            return f"it is the reference's `{other.hf}`"
+    return ""
+
+
+def _order_of_parts(candidate: Bits, reference: Bits, count: int) -> str:
+    """In which order the candidate has equal parts of the reference's columns, numbered from 1; empty if in none."""
+    width, rest = divmod(candidate.shape[1], count)
+    if rest:
+        return ""
+    ours, theirs = (values.reshape(len(values), count, width) for values in (candidate, reference))
+    for order in itertools.permutations(range(count)):
+        if all(np.array_equal(ours[:, place], theirs[:, part]) for place, part in enumerate(order)):
+            return ", ".join(str(part + 1) for part in order)
     return ""

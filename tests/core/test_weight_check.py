@@ -84,7 +84,10 @@ def test_a_square_weight_without_its_transpose_is_named(check, states):
 
 def test_a_transposed_weight_that_needs_no_transpose_is_not_called_one_without(table, tiny_config):
     entries = table.expand(tiny_config(vocab_size=8), "base")  # the embedding is square as well
-    bits = {e.hf: np.arange(np.prod(e.hf_shape), dtype=np.uint32).reshape(e.hf_shape) for e in entries}
+    bits = {
+        e.hf: np.arange(1000 * n, 1000 * n + np.prod(e.hf_shape), dtype=np.uint32).reshape(e.hf_shape)
+        for n, e in enumerate(entries)
+    }
     reference = {name: (values, "float32") for name, values in bits.items()}
     candidate = {e.paddle: (e.op.apply(bits[e.hf]).copy(), "float32") for e in entries}
     candidate[EMBEDDING] = (bits[EMBEDDING].T.copy(), "float32")
@@ -115,6 +118,21 @@ def test_another_permutation_is_not_called_swapped_halves(check, states):
     bits, name = candidate[WI]
     candidate[WI] = (bits[:, ::-1].copy(), name)
     assert single(check).looks == ""
+
+
+def test_parts_of_the_stacked_weight_in_another_order_are_named(check, states):
+    candidate, _ = states
+    bits, name = candidate[QKV]
+    q, k, v = np.split(bits, 3, axis=1)
+    candidate[QKV] = (np.concatenate([k, v, q], axis=1), name)
+    assert single(check).looks == "its three parts are in the order 2, 3, 1"
+
+
+def test_the_weight_of_another_layer_is_named(check, states):
+    candidate, _ = states
+    other = WI.replace("layers.1", "layers.0")
+    candidate[WI] = (candidate[other][0].copy(), candidate[other][1])
+    assert single(check).looks == f"it is the reference's `{other}`"
 
 
 def test_another_dtype_is_named_even_if_the_bits_are_equal(check, states):
