@@ -55,6 +55,10 @@ class ReportError(AlignError):
     """A report that cannot be read, or was changed after it was written."""
 
 
+class TraceError(AlignError):
+    """A trace that cannot be read, was changed after it was written, or does not belong to the other one."""
+
+
 class MissingPackageError(AlignError):
     """A package or kernel this command needs is not there."""
 

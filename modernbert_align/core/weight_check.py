@@ -1,5 +1,6 @@
 """Criterion 1 on weights: what both models hold in memory, compared bit for bit through the table."""
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +9,7 @@ import numpy as np
 from modernbert_align.core.cast import FLOATS
 from modernbert_align.core.ops import Bits
 from modernbert_align.core.rows import Dtype, WeightCheck, WeightDifference
-from modernbert_align.core.table import Entry
+from modernbert_align.core.table import Entry, Side
 
 State = Mapping[str, tuple[Bits, str]]
 _FORMATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -48,6 +49,30 @@ def check_weights(entries: Sequence[Entry], candidate: State, reference: State, 
                 )
             )
     return WeightCheck(dtype=dtype, expected=len(entries), compared=compared, differences=tuple(differences))
+
+
+def weight_digests(entries: Sequence[Entry], state: State, side: Side) -> tuple[dict[str, str], tuple[str, ...]]:
+    """SHA-256 of every weight, in Hugging Face's layout, so that both sides' digests of one weight are equal.
+
+    Args:
+        state: name -> (bits, dtype name) of everything the model's state dict holds.
+        side: Whose names and layout it has.
+
+    Returns:
+        Hugging Face's name -> digest over dtype, shape and bits, without what the model does not have; and the names
+        that no row of the table maps.
+    """
+    digests = {}
+    for entry in entries:
+        held = state.get(entry.name(side))
+        if held is not None:
+            bits, dtype = held
+            if side == "paddle" and bits.shape == entry.paddle_shape:
+                bits = entry.inverse_op().apply(bits)
+            digest = hashlib.sha256(f"{dtype} {list(bits.shape)} ".encode())
+            digest.update(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+            digests[entry.hf] = digest.hexdigest()
+    return digests, tuple(sorted(set(state) - {entry.name(side) for entry in entries}))
 
 
 def _difference(entry: Entry, dtype: Dtype, problem: str, **found: object) -> WeightDifference:

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from modernbert_align.core.weight_check import check_weights
+from modernbert_align.core.weight_check import check_weights, weight_digests
 
 WO, WI, QKV = "layers.1.attn.Wo.weight", "layers.1.mlp.Wi.weight", "layers.1.attn.Wqkv.weight"
 EMBEDDING, NORM = "embeddings.tok_embeddings.weight", "final_norm.weight"
@@ -201,3 +201,33 @@ def test_a_tied_decoder_is_compared_like_any_weight(table, tiny_config):
     found = check_weights(tied, candidate, reference, "fp32")
     assert [(d.paddle, d.probe) for d in found.differences] == [("decoder.weight", "logits")]
     assert found.compared == found.expected == len(tied)
+
+
+def test_both_sides_of_a_weight_have_one_digest(entries, states):
+    candidate, reference = states
+    ours, theirs = weight_digests(entries, candidate, "paddle"), weight_digests(entries, reference, "hf")
+    assert ours == theirs
+    digests, unmapped = ours
+    assert list(digests) == [entry.hf for entry in entries]
+    assert len(set(digests.values())) == len(entries)
+    assert unmapped == ()
+
+
+def test_a_digest_changes_with_a_bit_a_forgotten_transpose_the_shape_and_the_dtype(entries, states, dtype):
+    candidate, _ = states
+    before, _ = weight_digests(entries, candidate, "paddle")
+
+    def differing():
+        after, _ = weight_digests(entries, candidate, "paddle")
+        return [name for name in before if after.get(name) != before[name]]
+
+    values, _ = candidate[WO]
+    for other in (values ^ np.eye(*values.shape, dtype=values.dtype), values.T, values.reshape(-1), values[:1]):
+        candidate[WO] = (other, dtype)
+        assert differing() == [WO]
+    candidate[WO] = (values, "float16")
+    assert differing() == [WO]
+    del candidate[WO]
+    assert differing() == [WO]
+    candidate["more.weight"] = (values, dtype)
+    assert weight_digests(entries, candidate, "paddle")[1] == ("more.weight",)
