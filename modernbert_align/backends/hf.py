@@ -4,6 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
@@ -14,6 +16,7 @@ from modernbert_align.core.ops import Bits
 from modernbert_align.errors import CheckpointError, ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROWS = 4096  # of a weight that are permuted at a time
 
 
@@ -90,20 +93,22 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def state_bits(model: torch.nn.Module) -> dict[str, tuple[Bits, str]]:
-    """Every entry of the state dict as unsigned integers, with its dtype; nothing is copied.
+def tensor_bits(tensor: torch.Tensor) -> tuple[Bits, str]:
+    """A tensor as unsigned integers, and its dtype's name; not copied if it is contiguous."""
+    size = tensor.element_size()
+    return tensor.detach().contiguous().view(_VIEWS[size]).numpy().view(f"u{size}"), dtype_name(tensor)
 
-    Returns:
-        name -> (bits, dtype name).
-    """
-    views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        name: (
-            tensor.detach().view(views[tensor.element_size()]).numpy().view(f"u{tensor.element_size()}"),
-            dtype_name(tensor),
-        )
-        for name, tensor in model.state_dict().items()
-    }
+
+def from_numpy(values: npt.NDArray[Any]) -> torch.Tensor:
+    """float32 or bfloat16 values as a tensor of its own."""
+    if values.dtype == np.float32:
+        return torch.from_numpy(values).clone()
+    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).clone()
+
+
+def state_bits(model: torch.nn.Module) -> dict[str, tuple[Bits, str]]:
+    """Every entry of the state dict, see `tensor_bits`."""
+    return {name: tensor_bits(tensor) for name, tensor in model.state_dict().items()}
 
 
 def set_attention(model: torch.nn.Module, implementation: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import paddle
 
 from modernbert_align.core.fixtures import Inputs
@@ -87,17 +89,20 @@ def dtype_name(tensor: paddle.Tensor) -> str:
     return str(tensor.dtype).removeprefix("paddle.")
 
 
-def state_bits(model: Any) -> dict[str, tuple[Bits, str]]:
-    """Every entry of the state dict as unsigned integers, with its dtype.
+def tensor_bits(tensor: paddle.Tensor) -> tuple[Bits, str]:
+    """A tensor as unsigned integers, and its dtype's name."""
+    values = tensor.numpy()  # bfloat16 comes as uint16
+    return values.view(f"u{values.itemsize}"), dtype_name(tensor)
 
-    Returns:
-        name -> (bits, dtype name).
-    """
-    found = {}
-    for name, tensor in model.state_dict().items():
-        values = tensor.numpy()  # bfloat16 comes as uint16
-        found[name] = (values.view(f"u{values.itemsize}"), dtype_name(tensor))
-    return found
+
+def from_numpy(values: npt.NDArray[Any]) -> paddle.Tensor:
+    """float32 or bfloat16 values as a tensor of its own."""
+    return paddle.to_tensor(values if values.dtype == np.float32 else values.view(np.uint16))
+
+
+def state_bits(model: Any) -> dict[str, tuple[Bits, str]]:
+    """Every entry of the state dict, see `tensor_bits`."""
+    return {name: tensor_bits(tensor) for name, tensor in model.state_dict().items()}
 
 
 def set_state_bits(model: Any, bits: Mapping[str, Bits]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -61,16 +61,10 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None], head:
         UsageError, CheckpointError, ConfigError: Nothing of that name, or not what a model needs; see `fetch_snapshot`.
         MissingPackageError: A fixture has to be written and its packages are not there.
     """
-    try:
-        path = Path(model).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a folder that may not be entered, a name too long, `~nobody`
-        raise CheckpointError(f"`{model}` cannot be read: {error}", hint="give a folder you can read") from None
-    if is_folder:
-        return ModelSource(folder=path, name=path.resolve().name, kind="directory")
-    if exists:
-        raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
-    from modernbert_align.core.fixtures import fixture_names, load_fixture
+    source = _directory(model)
+    if source is not None:
+        return source
+    from modernbert_align.core.fixtures import fixture_names
 
     if model in fixture_names():
         return _fixture(model, table, notify, "masked_lm" if head in (None, "base") else head)
@@ -78,9 +72,48 @@ def resolve_model(model: str, table: Table, notify: Callable[[str], None], head:
     if hub_id is not None:
         folder = fetch_snapshot(hub_id, table.carried_files, notify)
         return ModelSource(folder=folder, name=hub_id.name, kind="hub", revision=folder.name)
+    raise _unknown(model)
+
+
+def name_model(model: str, folder: Path) -> ModelSource:
+    """What `resolve_model` would find, with another folder in the place of its files: none of them is needed.
+
+    Raises:
+        UsageError, CheckpointError: Nothing can be of that name.
+    """
+    from modernbert_align.core.fixtures import fixture_names, load_fixture
+
+    source = _directory(model)
+    if source is not None:
+        return replace(source, folder=folder)
+    if model in fixture_names():
+        return ModelSource(folder=folder, name=model, kind="fixture", fixture=load_fixture(model)[0])
+    hub_id = parse_hub_id(model)
+    if hub_id is not None:
+        return ModelSource(folder=folder, name=hub_id.name, kind="hub", revision=hub_id.revision)
+    raise _unknown(model)
+
+
+def _directory(model: str) -> ModelSource | None:
+    try:
+        path = Path(model).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a folder that may not be entered, a name too long, `~nobody`
+        raise CheckpointError(f"`{model}` cannot be read: {error}", hint="give a folder you can read") from None
+    if exists and not is_folder:
+        raise CheckpointError(f"`{model}` is a file", hint="give the folder that holds config.json")
+    return ModelSource(folder=path, name=path.resolve().name, kind="directory") if is_folder else None
+
+
+def _unknown(model: str) -> AlignError:
+    from modernbert_align.core.fixtures import load_fixture
+
     if os.sep in model or model.startswith(("~", ".")):
-        raise CheckpointError(f"no such directory: `{model}`", hint="give a checkpoint folder, a hub id or a fixture")
-    load_fixture(model)  # raises, and says what is near
+        return CheckpointError(f"no such directory: `{model}`", hint="give a checkpoint folder, a hub id or a fixture")
+    try:
+        load_fixture(model)
+    except AlignError as error:  # it says what is near
+        return error
     raise AssertionError(model)
 
 

@@ -3,12 +3,14 @@
 A pass is a coroutine around a model's own forward(); hooks only stop it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import greenlet
+
+from modernbert_align.core.probes import Probe
 
 Outputs = Mapping[str, Any]  # name (position, where it has none) -> tensor
 
@@ -125,6 +127,30 @@ def stopping(
             one.greenlet.throw()
         for handle in handles:
             handle.remove()
+
+
+def hooked(
+    probes: Sequence[Probe], modules: Mapping[str, Any], side: Literal["candidate", "reference"]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The modules to look at.
+
+    Args:
+        modules: All of the model, by path.
+
+    Returns:
+        Probe -> module, and probe -> why the model does not have it.
+    """
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    for probe in probes:
+        path = probe.paddle if side == "candidate" else probe.hf
+        if probe.key:
+            continue
+        if path in modules:
+            found[probe.name] = modules[path]
+        else:
+            absent[probe.name] = f"the {side} has no module `{path}`"
+    return found, absent
 
 
 def outputs_of(output: Any, kind: type) -> dict[str, Any]:

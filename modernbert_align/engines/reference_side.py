@@ -14,11 +14,11 @@ import torch
 
 from modernbert_align.backends import hf
 from modernbert_align.backends.oracle import Oracle
-from modernbert_align.core.compare import Beside, rel_l2
+from modernbert_align.core.compare import Beside, Mask, rel_l2
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Mode
-from modernbert_align.engines.passes import Outputs, Pass, outputs_of, stopping
+from modernbert_align.engines.passes import Outputs, Pass, hooked, outputs_of, stopping
 from modernbert_align.engines.truth import Truth
 
 Nulls = Mapping[tuple[str, Mode], dict[str, float]]  # (probe, mode) -> variation of the reference -> rel_l2
@@ -109,7 +109,7 @@ class _Live:
             nulls = self._nulls(probe, stop.outputs, outputs)
             for (_, mode), one in self._variations.items():
                 if mode == "isolated":
-                    one.replace([_compared(probe, stop.outputs)])
+                    one.replace([compared_tensor(probe, stop.outputs)])
             yield self._expected(probe, stop.outputs, nulls)
             finished.add(stop.probe)
         for one in (self._reference, *self._variations.values()):
@@ -126,16 +126,15 @@ class _Live:
         self, probe: Probe, theirs: Outputs, variations: Mapping[tuple[str, Mode], Outputs | None]
     ) -> dict[Mode, dict[str, float]]:
         """How far the variations are from the reference."""
-        found: dict[Mode, dict[str, float]] = {mode: {} for mode in MODES}
-        expected = _compared(probe, theirs)
-        for (name, mode), outputs in variations.items():
-            other = None if outputs is None else _compared(probe, outputs)
-            if expected is not None and other is not None:
-                mask = self._mask if probe.tokens else None
-                distance = rel_l2(probe, mask, hf.to_numpy(other), hf.to_numpy(expected))
-                if distance is not None:
-                    found[mode][name] = distance
-        return found
+        return {
+            mode: null_parts(
+                probe,
+                self._mask,
+                theirs,
+                {name: outputs for (name, its), outputs in variations.items() if its == mode},
+            )
+            for mode in MODES
+        }
 
     def _expected(self, probe: Probe, outputs: Outputs, nulls: Mapping[Mode, dict[str, float]]) -> Expected:
         if self._truth is not None:
@@ -152,9 +151,28 @@ class _Live:
         )
 
 
-def _compared(probe: Probe, outputs: Outputs) -> Any:
+def compared_tensor(probe: Probe, outputs: Outputs) -> Any:
     """The tensor that is compared at a probe; None if it is not there."""
     return outputs.get(probe.key) if probe.key else next(iter(outputs.values()), None)
+
+
+def null_parts(probe: Probe, mask: Mask, theirs: Outputs, variations: Mapping[str, Outputs | None]) -> dict[str, float]:
+    """How far variations of the reference are from it.
+
+    Args:
+        mask: [batch seq], true at real tokens.
+        theirs: What the reference returned.
+        variations: By name; None where one never ran the module.
+    """
+    found: dict[str, float] = {}
+    expected = compared_tensor(probe, theirs)
+    for name, outputs in variations.items():
+        other = None if outputs is None else compared_tensor(probe, outputs)
+        if expected is not None and other is not None:
+            distance = rel_l2(probe, mask if probe.tokens else None, hf.to_numpy(other), hf.to_numpy(expected))
+            if distance is not None:
+                found[name] = distance
+    return found
 
 
 @contextmanager
@@ -167,6 +185,20 @@ def live(
         model: The PyTorch model, in evaluation mode with eager attention.
         oracle: Of the same model; without one there are no oracle values.
     """
+    modules, absent = hooked(probes, dict(model.named_modules()), "reference")
+    with side_by_side(model, batch, modules, MODES) as passes:
+        yield _Live(passes, batch, probes, absent, oracle)
+
+
+@contextmanager
+def side_by_side(
+    model: torch.nn.Module, batch: Inputs, modules: Mapping[str, torch.nn.Module], modes: Sequence[Mode]
+) -> Iterator[tuple[Pass, dict[tuple[str, Mode], Pass]]]:
+    """The reference's pass and one with other kernels for every variation and mode, about to start.
+
+    Args:
+        modules: Where they stop, by probe.
+    """
     permuted = hf.PermutedSums(model)
 
     def one(variation: str) -> Pass:
@@ -176,21 +208,11 @@ def live(
 
         return Pass(lambda: torch_outputs(model(**hf.inputs(batch))), enter)
 
-    reference, variations = one("eager"), {(name, mode): one(name) for name in VARIATIONS for mode in MODES}
-    modules = dict(model.named_modules())
-    absent = {
-        probe.name: f"the reference has no module `{probe.hf}`"
-        for probe in probes
-        if not probe.key and probe.hf not in modules
-    }
-    places = {
-        probe.name: modules[probe.hf].register_forward_hook
-        for probe in probes
-        if not probe.key and probe.name not in absent
-    }
+    reference, variations = one("eager"), {(name, mode): one(name) for name in VARIATIONS for mode in modes}
+    places = {name: module.register_forward_hook for name, module in modules.items()}
     try:
         with torch.no_grad(), stopping((reference, *variations.values()), places, torch_outputs):
-            yield _Live((reference, variations), batch, probes, absent, oracle)
+            yield reference, variations
     finally:
         permuted.remove()
         hf.set_attention(model, "eager")

@@ -21,7 +21,7 @@ from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record
 from modernbert_align.engines import reference_side
 from modernbert_align.engines.pair import compare
-from modernbert_align.engines.passes import Outputs, Pass, outputs_of, stopping
+from modernbert_align.engines.passes import Outputs, Pass, hooked, outputs_of, stopping
 from modernbert_align.engines.reference_side import Expected, Reference
 
 
@@ -118,17 +118,8 @@ def candidate_side(
     Args:
         skipped: Probes that the reference cannot have, so the passes do not stop there.
     """
-    layers = dict(candidate.named_sublayers())
-    absent = {
-        probe.name: f"the candidate has no module `{probe.paddle}`"
-        for probe in probes
-        if not probe.key and probe.paddle not in layers
-    }
-    places = {
-        probe.name: layers[probe.paddle].register_forward_post_hook
-        for probe in probes
-        if not probe.key and probe.name not in absent and probe.name not in skipped
-    }
+    layers, absent = hooked(probes, dict(candidate.named_sublayers()), "candidate")
+    places = {name: layer.register_forward_post_hook for name, layer in layers.items() if name not in skipped}
     passes = {mode: Pass(lambda: paddle_outputs(candidate(**paddle_backend.inputs(batch)))) for mode in MODES}
     with paddle.no_grad(), stopping(passes.values(), places, paddle_outputs):
         yield CandidateSide(passes, absent)
