@@ -144,19 +144,36 @@ def verify(
 
 @app.command()
 def diff(
-    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs fp32 first.", metavar="fp32|bf16")] = "fp32",
-    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision; bf16 runs fp32 first. Default: fp32; of traces, what they hold.", metavar="fp32|bf16"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_MODEL} Default: base.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="What `trace --backend hf` wrote; nothing is run then.", metavar="TRACE"),
+    ] = None,
     candidate: Annotated[
-        Path | None, typer.Option(help="Paddle checkpoint to compare. Default: convert the model just now.")
+        Path | None,
+        typer.Option(
+            help="Paddle checkpoint to compare, or what `trace --backend paddle` wrote. "
+            "Default: convert the model just now.",
+            metavar="DIR|TRACE",
+        ),
     ] = None,
     head: Annotated[
         str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
     engine: Annotated[
-        str,
-        typer.Option(help="padiff runs a pass at a time, stream all of them in lock-step.", metavar="padiff|stream"),
-    ] = "padiff",
+        str | None,
+        typer.Option(
+            help="padiff runs a pass at a time, stream all of them in lock-step. Default: padiff.",
+            metavar="padiff|stream",
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -169,6 +186,8 @@ def diff(
     """Compare Paddle with Hugging Face, layer by layer, and write a report.
 
     Example: modernbert-align diff --dtype bf16 --model tiny
+
+    Of two machines: modernbert-align diff --reference reference.trace --candidate candidate.trace
     """
     from modernbert_align.commands import diff as command
 
@@ -176,6 +195,7 @@ def diff(
         command.run(
             dtype=dtype,
             model=model,
+            reference=reference,
             candidate=candidate,
             head=head,
             report_dir=report_dir,
@@ -183,6 +203,32 @@ def diff(
             engine=engine,
             as_json=as_json,
         )
+    )
+
+
+@app.command()
+def trace(
+    backend: Annotated[str, typer.Option(help="Which side: hf (the reference) or paddle.", metavar="hf|paddle")],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    candidate: Annotated[
+        Path | None,
+        typer.Option(help="With --backend paddle: the checkpoint to record. Default: convert the model just now."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision; bf16 records fp32 too.", metavar="fp32|bf16")] = "fp32",
+    head: Annotated[
+        str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Record one side of a comparison on a machine that has only one framework; `diff` judges two such files.
+
+    Example: modernbert-align trace --backend paddle --model tiny --out candidate.trace
+    """
+    from modernbert_align.commands import trace as command
+
+    raise typer.Exit(
+        command.run(backend=backend, out=out, model=model, candidate=candidate, dtype=dtype, head=head, force=force)
     )
 
 

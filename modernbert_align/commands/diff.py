@@ -44,29 +44,37 @@ from modernbert_align.report.terminal import print_report
 
 def run(
     *,
-    dtype: str,
-    model: str,
+    dtype: str | None,
+    model: str | None,
+    reference: Path | None,
     candidate: Path | None,
     head: str | None,
     report_dir: Path,
     policy: str | None,
-    engine: str,
+    engine: str | None,
     as_json: bool,
 ) -> int:
-    """Compare a checkpoint in both frameworks; returns the exit code."""
-    if dtype not in RUNS:
+    """Compare a checkpoint in both frameworks, or two traces; returns the exit code."""
+    if dtype is not None and dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise UsageError(f"unknown engine `{engine}`", hint=f"one of {', '.join(ENGINES)}")
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     table = load_table()
-    if head is not None:
-        table.check_head(head)
-    source = resolve_model(model, table, console.notify, head)
-    with ExitStack() as stack:
-        report = _compare(source, candidate, head, RUNS[dtype], policy, table, engine, stack)
-    stem = f"diff-{source.name}-{report.model.head}-{dtype}"
+    if reference is not None or (candidate is not None and candidate.is_file()):
+        from modernbert_align.commands import trace_diff
+
+        given = {"--model": model, "--head": head, "--engine": engine}
+        paths = trace_diff.check_arguments(reference, candidate, given)
+        report = trace_diff.compare(*paths, dtype, policy, table)  # type: ignore[arg-type]
+    else:
+        if head is not None:
+            table.check_head(head)
+        source, engine = resolve_model(model or "base", table, console.notify, head), engine or "padiff"
+        with ExitStack() as stack:
+            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, engine, stack)
+    stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
     json_path, html_path = report_dir / f"{stem}.json", report_dir / f"{stem}.html"
     write_json(report, json_path)
     write_html(report, html_path)
@@ -149,7 +157,7 @@ def _compare(
         },
         model=_model_info(source, folder, candidate, config, chosen, differences, table),
         inputs=_input_info(batch),
-        thresholds=_thresholds(tolerances, judgement),
+        thresholds=thresholds(tolerances, judgement),
         coverage=judgement.coverage,
         weights=result.weights,
         rows=judgement.rows,
@@ -171,18 +179,7 @@ def _candidate(
 ) -> tuple[Path, tuple[str, ...]]:
     """The Paddle folder to compare, and how its architecture differs from the reference's."""
     if candidate is None:
-        console.notify(f"converting {source.name}")
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modernbert-align-")))
-        request = Request(
-            folder=source.folder,
-            model=source.name,
-            revision=source.revision,
-            src="hf",
-            dst="paddle",
-            digest="none",  # the weights are compared in memory, bit for bit
-            prove=(),
-        )
-        return convert(request, table, temporary / "candidate", force=False).out, ()
+        return convert_now(source, table, stack), ()
     checkpoint = open_checkpoint(candidate)
     raw = read_config_file(candidate)
     where = str(candidate / "config.json")
@@ -196,7 +193,24 @@ def _candidate(
     )
 
 
-def _weights_digest(folder: Path) -> str:
+def convert_now(source: ModelSource, table: Table, stack: ExitStack) -> Path:
+    """The source's Paddle conversion, gone when the stack unwinds."""
+    console.notify(f"converting {source.name}")
+    temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modernbert-align-")))
+    request = Request(
+        folder=source.folder,
+        model=source.name,
+        revision=source.revision,
+        src="hf",
+        dst="paddle",
+        digest="none",  # the weights are compared in memory, bit for bit
+        prove=(),
+    )
+    return convert(request, table, temporary / "candidate", force=False).out
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the SHA-256 of every weight file of a checkpoint."""
     digest = hashlib.sha256()
     for path in open_checkpoint(folder).files:
         digest.update(file_sha256(path).encode())
@@ -220,8 +234,8 @@ def _model_info(
         head=head,
         architecture=table.architecture(head),
         candidate="converted" if candidate is None else str(candidate),
-        reference_sha256=_weights_digest(source.folder),
-        candidate_sha256=_weights_digest(folder),
+        reference_sha256=weights_digest(source.folder),
+        candidate_sha256=weights_digest(folder),
         table=table.id,
         table_sha256=table.digest,
         config=asdict(config),
@@ -239,7 +253,7 @@ def _input_info(batch: Inputs) -> InputInfo:
     )
 
 
-def _thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> tuple[Threshold, ...]:
+def thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> tuple[Threshold, ...]:
     """Every number that decides, and those whose measurement does not exist yet."""
     found = []
     for dtype, t in tolerances.items():

@@ -9,9 +9,9 @@ Phase = Literal["forward"]
 Dtype = Literal["fp32", "bf16"]
 Observation = Literal["compared", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite", "empty"]
 Status = Literal["pass", "explained", "fail", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite"]
-EngineName = Literal["padiff", "stream"]
+EngineName = Literal["padiff", "stream", "trace"]  # trace: both sides were recorded alone
 
-ENGINES: tuple[EngineName, ...] = ("padiff", "stream")
+ENGINES: tuple[EngineName, ...] = ("padiff", "stream")  # that run both models
 MODES: tuple[Mode, ...] = ("isolated", "accumulated")
 
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
+from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Strict(BaseModel):
@@ -85,12 +86,33 @@ class EnginePass(_Strict):
     error: str
 
 
+class TraceInfo(_Strict):
+    """One side that was recorded alone.
+
+    Attributes:
+        file: As given.
+        content_sha256: Digest of the trace's document, which holds the digest of every tensor.
+    """
+
+    side: Literal["reference", "candidate"]
+    file: str
+    content_sha256: str
+    created: str
+    tool_version: str
+    machine: Machine
+
+
 class Engine(_Strict):
-    """What drove both models."""
+    """What drove both models.
+
+    Attributes:
+        traces: What was compared where the models did not run here; then `environment` is where they were judged.
+    """
 
     name: EngineName
     version: str
     passes: tuple[EnginePass, ...]
+    traces: tuple[TraceInfo, ...] = ()
 
 
 class Environment(_Strict):
@@ -109,7 +131,7 @@ class Environment(_Strict):
 class Report(_Strict):
     """A whole comparison."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     tool_version: str
     created: str
     verdict: Verdict

@@ -111,7 +111,7 @@ def test_the_streaming_engine_gives_the_same_report(bf16_report, cli, tmp_path):
     report, _, _ = bf16_report
     code, streamed = diff(cli, tmp_path, "--dtype", "bf16", "--engine", "stream")
     assert code == 0
-    assert streamed["engine"] == {"name": "stream", "version": streamed["tool_version"], "passes": []}
+    assert streamed["engine"] == {"name": "stream", "version": streamed["tool_version"], "passes": [], "traces": []}
     driven = json.loads(report.model_dump_json())
     for row in (*streamed["rows"], *driven["rows"]):
         row["padiff_equal"] = None
