@@ -168,7 +168,9 @@ class Oracle:
         """
         module = self._body.layers[layer].attn
         batch, seq = x.shape[:2]
-        q, k, v = self.positioned(layer, *self.split(_linear(_wide(x), module.Wqkv)))  # each [batch heads seq head_dim]
+        q, k, v = self.positioned(
+            layer, *self.split(self.linear(_wide(x), module.Wqkv))
+        )  # each [batch heads seq head_dim]
         q, heads = q * self.scale(), q.shape[1]
         reach = self.reach(layer, seq)
         real = attention_mask.bool()[:, None, None, :]  # [batch 1 1 seq]
@@ -185,7 +187,7 @@ class Oracle:
             block = weights @ v[:, :, near]  # [batch heads rows head_dim]
             block = torch.where(seen.any(dim=-1, keepdim=True), block, everywhere)
             mixed[:, start:stop] = block.transpose(1, 2)
-        return _linear(self.merged(mixed), module.Wo)
+        return self.linear(self.merged(mixed), module.Wo)
 
     # What `attn`, `mlp` and `head` decide on their way, each by itself so that it can be decided otherwise; see
     # hypotheses.py.
@@ -261,8 +263,8 @@ class Oracle:
     def mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape: Wo(act(value) * gate) for the two halves of Wi's output."""
         module = self._body.layers[layer].mlp
-        value, gate = _linear(_wide(x), module.Wi).chunk(2, dim=-1)  # each [batch seq inter]
-        return _linear(self.gated(value, gate), module.Wo)
+        value, gate = self.linear(_wide(x), module.Wi).chunk(2, dim=-1)  # each [batch seq inter]
+        return self.linear(self.gated(value, gate), module.Wo)
 
     def layer(self, layer: int, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """A whole layer, [batch seq hidden] -> same shape: x + attn(norm(x)), then that + mlp(norm(that)).
@@ -305,12 +307,12 @@ class Oracle:
         """[... hidden] -> same shape: norm(act(dense(x)))."""
         module = self._model.head
         return self.norm(
-            self.activation(self._config.classifier_activation, _linear(_wide(x), module.dense)), module.norm
+            self.activation(self._config.classifier_activation, self.linear(_wide(x), module.dense)), module.norm
         )
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The head's output through the decoder or classifier, [... hidden] -> [... vocab] or [... labels]."""
-        return _linear(_wide(x), self._model.decoder if self._head == "masked_lm" else self._model.classifier)
+        return self.linear(_wide(x), self._model.decoder if self._head == "masked_lm" else self._model.classifier)
 
     def outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the whole model returns beside the loss.
@@ -359,6 +361,10 @@ class Oracle:
                 return F.binary_cross_entropy_with_logits(logits, _wide(target))
         return _cross_entropy(logits.flatten(0, -2), target.flatten())
 
+    def linear(self, x: torch.Tensor, module: Any) -> torch.Tensor:
+        """A Linear module's output, [... in] -> [... out]; `x` is float64."""
+        return linear(x, module)
+
     def norm(self, x: torch.Tensor, module: Any) -> torch.Tensor:
         """LayerNorm over the last axis, same shape."""
         bias = None if module.bias is None else _wide(module.bias)
@@ -370,7 +376,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to(torch.float64)
 
 
-def _linear(x: torch.Tensor, module: Any) -> torch.Tensor:
+def linear(x: torch.Tensor, module: Any) -> torch.Tensor:
     """[... in] -> [... out], with a block of the output features' weights widened at a time."""
     weight, bias = module.weight, module.bias  # [out in], [out]
     rows = max(1, _BLOCK // weight.shape[1])

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import ENGINES, Dtype, EngineName
+from modernbert_align.core.rows import ENGINES, Dtype, EngineName, Record, WeightCheck
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
@@ -114,6 +114,25 @@ def _compare(
         raise MissingPackageError(f"a package is missing: {error}", hint="run `modernbert-align doctor`") from None
     probes = load_probes(config, chosen, table.prefix(chosen))
     entries = table.expand(config, chosen)
+    tolerances = load_tolerances(dtypes)
+    fixture = contract_fixture(source.fixture.name if source.fixture else None)
+    used_policy = policy or default_policy(fixture)
+
+    def judged(records: Sequence[Record], weights: Sequence[WeightCheck], of: tuple[Dtype, ...]) -> Judgement:
+        return judge(
+            records,
+            weights,
+            Expectation(
+                probes=probes,
+                dtypes=of,
+                weights=len(entries),
+                fixture=fixture,
+                needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+            ),
+            tolerances,
+            used_policy,  # type: ignore[arg-type]
+        )
+
     result = alignment.run_alignment(
         source.folder,
         folder,
@@ -126,23 +145,9 @@ def _compare(
         batch,
         dtypes,
         console.notify,
+        lambda records, check: judged(records, [check], (check.dtype,)),
     )
-    tolerances = load_tolerances(dtypes)
-    fixture = contract_fixture(source.fixture.name if source.fixture else None)
-    used_policy = policy or default_policy(fixture)
-    judgement = judge(
-        result.records,
-        result.weights,
-        Expectation(
-            probes=probes,
-            dtypes=dtypes,
-            weights=len(entries),
-            fixture=fixture,
-            needs={"padding": batch.padded, "the sliding window": batch.window_bites},
-        ),
-        tolerances,
-        used_policy,  # type: ignore[arg-type]
-    )
+    judgement = judged(result.records, result.weights, dtypes)
     described = runtime.describe()
     return Report(
         tool_version=__version__,
@@ -162,7 +167,8 @@ def _compare(
         weights=result.weights,
         rows=judgement.rows,
         first_failing=judgement.first_failing,
-        hints=hints(judgement, result.weights, differences) if judgement.verdict != "PASS" else (),
+        cause=result.cause,
+        hints=hints(judgement, result.weights, differences, result.cause) if judgement.verdict != "PASS" else (),
         engine=Engine(
             name=engine,
             version=described["versions"].get("padiff", "unknown") if engine == "padiff" else __version__,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import WeightCheck
 from modernbert_align.core.verdict import Failing, Judgement
 from modernbert_align.errors import EXIT_ALIGNED
@@ -22,8 +23,13 @@ _BY_KIND = {
 }
 
 
-def hints(judgement: Judgement, weights: Sequence[WeightCheck], config_differences: Sequence[str]) -> tuple[str, ...]:
-    """Advice for a verdict that is not PASS, most specific first."""
+def hints(
+    judgement: Judgement,
+    weights: Sequence[WeightCheck],
+    config_differences: Sequence[str],
+    cause: Cause | None = None,
+) -> tuple[str, ...]:
+    """Advice for a verdict that is not PASS, most specific first; none where the cause has been found."""
     found: list[str] = []
     for check in weights:
         for difference in check.differences[:3]:
@@ -37,7 +43,12 @@ def hints(judgement: Judgement, weights: Sequence[WeightCheck], config_differenc
     if judgement.verdict == "EXPLAINED":
         accepts = "" if judgement.exit_code == EXIT_ALIGNED else "; --policy noise-aware accepts that"
         found.append(f"the contract is exceeded by no more than rounding explains{accepts}")
-    elif first is not None and first.probe:
+    elif first is not None and first.mode == "accumulated" and judgement.verdict == "FAIL":
+        found.append(
+            f"{first.probe}: every part is right on the reference's inputs and only the whole is not: compare what is "
+            "handed from one module to the next"
+        )
+    elif first is not None and first.probe and not (cause is not None and cause.level == "explained"):
         found.append(f"{first.probe}: {_BY_KIND[_kind(first)]}")
     return tuple(found)
 

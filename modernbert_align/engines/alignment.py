@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,18 @@ import torch
 
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.backends.hypotheses import Ground
 from modernbert_align.backends.oracle import Oracle
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, EngineName, Mode, Record, WeightCheck
 from modernbert_align.core.table import Entry
+from modernbert_align.core.verdict import Judgement
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import padiff_engine, reference_side, stream_engine
+from modernbert_align.engines.cause import examine
 from modernbert_align.engines.truth import Truth
 
 Notify = Callable[[str], None]
@@ -40,6 +44,7 @@ class Alignment:
     Attributes:
         execution: dtype -> native or emulated, of the candidate.
         timings_s: Seconds per step.
+        cause: Of the first dtype that fails, if one of its probes is wrong by itself.
     """
 
     records: tuple[Record, ...]
@@ -47,6 +52,7 @@ class Alignment:
     passes: tuple[PassNote, ...]
     execution: dict[Dtype, str]
     timings_s: dict[str, float]
+    cause: Cause | None
 
 
 def run_alignment(
@@ -61,6 +67,7 @@ def run_alignment(
     batch: Inputs,
     dtypes: tuple[Dtype, ...],
     notify: Notify,
+    judged: Callable[[Sequence[Record], WeightCheck], Judgement] | None = None,
 ) -> Alignment:
     """Compare two checkpoints.
 
@@ -71,6 +78,7 @@ def run_alignment(
         engine: What drives the models: `padiff`, a pass at a time, or `stream`, all passes at once.
         entries: The table for this model.
         notify: Told in one line what happens now.
+        judged: Judges the records of one dtype, so that a failure is looked into; None looks into nothing.
 
     Raises:
         CheckpointError: One of the two cannot be loaded.
@@ -79,6 +87,7 @@ def run_alignment(
     weights: list[WeightCheck] = []
     passes: list[PassNote] = []
     timings: dict[str, float] = {}
+    failed, cause = False, None
     for dtype in dtypes:
         clock = _Clock(timings, dtype)
         notify(f"{dtype}: loading both models")
@@ -108,6 +117,14 @@ def run_alignment(
                 note = PassNote(dtype=dtype, mode=mode, padiff_verdict=result.padiff_verdict, error=result.error)
                 passes.append(note)
                 del result
+        own = [record for record in records if record.dtype == dtype]
+        judgement = None if judged is None or failed else judged(own, weights[-1])
+        if judgement is not None and judgement.verdict == "FAIL":
+            failed = True
+            notify(f"{dtype}: looking for the cause")
+            ground = Ground(config=config, head=head, reference=theirs)
+            cause = examine(ours, ground, batch, probes, entries, judgement, weights[-1])
+            clock.lap("cause")
         del ours, theirs, oracle
         gc.collect()
     return Alignment(
@@ -116,6 +133,7 @@ def run_alignment(
         passes=tuple(passes),
         execution={dtype: paddle_backend.execution(dtype) for dtype in dtypes},
         timings_s=timings,
+        cause=cause,
     )
 
 

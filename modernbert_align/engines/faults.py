@@ -40,6 +40,8 @@ class Fault:
         needs: Config key -> value that a model must have.
         weights: Kinds of fixture weights that let it show.
         dtypes: Precisions in which it is one; in bf16 it has to be found only where it exceeds rounding.
+        cause: The mistake that a comparison must name as the cause; empty where there is nothing to compute it from, or
+            it is not known.
         equivalent: Why it changes nothing but rounding; empty for a bug.
     """
 
@@ -53,6 +55,7 @@ class Fault:
     needs: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[Weights, ...] = _ANY
     dtypes: tuple[Dtype, ...] = _BOTH
+    cause: str = ""
     equivalent: str = ""
 
     def applies(self, config: ModelConfig, head: str) -> bool:
@@ -562,30 +565,68 @@ def _loss_over_every_position(_: Any) -> AbstractContextManager[None]:
 
 
 _CATALOGUE = (
-    Fault(name="tanh GELU", inject=_tanh_gelu, first="layers.0.mlp"),
-    Fault(name="SiLU for GELU in one layer", inject=_activation("layers.2.mlp", F.silu), first="layers.2.mlp"),
-    Fault(name="epsilon 1e-12", inject=_epsilon, first="embeddings"),
-    Fault(name="epsilon 1e-6 in one norm", inject=_epsilon_in_one_norm, first="layers.2.mlp_norm"),
-    Fault(name="gate and value swapped", inject=_gate_and_value_swapped, first="layers.0.mlp"),
-    Fault(name="thetas swapped", inject=_thetas_swapped, first="layers.0.attn"),
-    Fault(name="theta 80000", inject=_theta_80000, first="layers.0.attn"),
-    Fault(name="RoPE interleaved", inject=_rope_interleaved, first="layers.0.attn"),
-    Fault(name="window one wider", inject=_window(+1), first="layers.1.attn"),
-    Fault(name="window one narrower", inject=_window(-1), first="layers.1.attn"),
-    Fault(name="padding mask dropped", inject=_padding_mask_dropped, first="layers.0.attn"),
+    Fault(name="tanh GELU", inject=_tanh_gelu, first="layers.0.mlp", cause="activation"),
+    Fault(
+        name="SiLU for GELU in one layer",
+        inject=_activation("layers.2.mlp", F.silu),
+        first="layers.2.mlp",
+        cause="activation",
+    ),
+    Fault(name="epsilon 1e-12", inject=_epsilon, first="embeddings", cause="norm epsilon"),
+    Fault(
+        name="epsilon 1e-6 in one norm", inject=_epsilon_in_one_norm, first="layers.2.mlp_norm", cause="norm epsilon"
+    ),
+    Fault(
+        name="gate and value swapped",
+        inject=_gate_and_value_swapped,
+        first="layers.0.mlp",
+        cause="gate and value swapped",
+    ),
+    Fault(name="thetas swapped", inject=_thetas_swapped, first="layers.0.attn", cause="thetas swapped"),
+    Fault(name="theta 80000", inject=_theta_80000, first="layers.0.attn", cause="RoPE theta"),
+    Fault(name="RoPE interleaved", inject=_rope_interleaved, first="layers.0.attn", cause="RoPE interleaved"),
+    Fault(name="window one wider", inject=_window(+1), first="layers.1.attn", cause="window width"),
+    Fault(name="window one narrower", inject=_window(-1), first="layers.1.attn", cause="window width"),
+    Fault(
+        name="padding mask dropped", inject=_padding_mask_dropped, first="layers.0.attn", cause="padding mask missing"
+    ),
     Fault(
         name="scale missing",
         inject=_eager_with(lambda q, k, v: (_scaled(q, q.shape[-1] ** 0.5), k, v)),
         first="layers.0.attn",
+        cause="attention scale",
     ),
-    Fault(name="scale 1 % off", inject=_eager_with(lambda q, k, v: (_scaled(q, 1.01), k, v)), first="layers.0.attn"),
-    Fault(name="keys and values swapped", inject=_eager_with(lambda q, k, v: (q, v, k)), first="layers.0.attn"),
-    Fault(name="attn.Wo untransposed", inject=_untransposed("layers.1.attn.Wo"), first="layers.1.attn"),
-    Fault(name="head.dense untransposed", inject=_untransposed("head.dense"), first="head", heads=_WITH_HEAD),
-    Fault(name="two layers swapped", inject=_layers_swapped, first="layers.1.attn_norm"),
-    Fault(name="layer pattern shifted", inject=_layer_pattern_shifted, first="layers.0.attn"),
-    Fault(name="norm in layer 0", inject=_norm_in_layer_0, first="layers.0.attn_norm"),
-    Fault(name="residual missing", inject=_residual_missing, first="layers.1"),
+    Fault(
+        name="scale 1 % off",
+        inject=_eager_with(lambda q, k, v: (_scaled(q, 1.01), k, v)),
+        first="layers.0.attn",
+        cause="attention scale",
+    ),
+    Fault(
+        name="keys and values swapped",
+        inject=_eager_with(lambda q, k, v: (q, v, k)),
+        first="layers.0.attn",
+        cause="q, k, v order",
+    ),
+    Fault(
+        name="attn.Wo untransposed", inject=_untransposed("layers.1.attn.Wo"), first="layers.1.attn", cause="weights"
+    ),
+    Fault(
+        name="head.dense untransposed",
+        inject=_untransposed("head.dense"),
+        first="head",
+        heads=_WITH_HEAD,
+        cause="weights",
+    ),
+    Fault(name="two layers swapped", inject=_layers_swapped, first="layers.1.attn_norm", cause="weights"),
+    Fault(
+        name="layer pattern shifted",
+        inject=_layer_pattern_shifted,
+        first="layers.0.attn",
+        cause="layer pattern shifted",
+    ),
+    Fault(name="norm in layer 0", inject=_norm_in_layer_0, first="layers.0.attn_norm", cause="norm in layer 0"),
+    Fault(name="residual missing", inject=_residual_missing, first="layers.1", cause="residual missing"),
     Fault(
         name="NaN output",
         inject=_activation("layers.2.mlp", lambda x: x * float("nan")),
@@ -608,24 +649,36 @@ _CATALOGUE = (
         heads=("masked_lm", "base", "sequence_classification", "token_classification", "multiple_choice"),
     ),
     Fault(name="extra output of a probe", inject=_extra_output_of_a_probe, first="layers.1.attn", status="extra"),
-    Fault(name="one weight element off by 1e-3", inject=_one_element, first="layers.3.mlp"),
+    Fault(name="one weight element off by 1e-3", inject=_one_element, first="layers.3.mlp", cause="weights"),
     Fault(
         name="RoPE tables in bf16",
         inject=_tables(lambda table: table.astype("bfloat16").astype("float32")),
         first="layers.0.attn",
         dtypes=("fp32",),  # in bf16 the reference rounds them as well
+        cause="RoPE tables rounded",
     ),
-    Fault(name="RoPE frequencies in bf16", inject=_frequencies_in_bf16, first="layers.0.attn"),
-    Fault(name="RoPE turns the other way", inject=_rope_backwards, first="layers.0.attn"),
-    Fault(name="keys rotated one position ahead", inject=_keys_one_position_ahead, first="layers.0.attn"),
-    Fault(name="values rotated too", inject=_values_rotated, first="layers.0.attn"),
+    Fault(
+        name="RoPE frequencies in bf16",
+        inject=_frequencies_in_bf16,
+        first="layers.0.attn",
+        cause="RoPE frequencies rounded",
+    ),
+    Fault(name="RoPE turns the other way", inject=_rope_backwards, first="layers.0.attn", cause="RoPE backwards"),
+    Fault(
+        name="keys rotated one position ahead",
+        inject=_keys_one_position_ahead,
+        first="layers.0.attn",
+        cause="keys rotated elsewhere",
+    ),
+    Fault(name="values rotated too", inject=_values_rotated, first="layers.0.attn", cause="values rotated"),
     Fault(name="one position left out", inject=_positions(_one_left_out), first="layers.0.attn"),
-    Fault(name="window one-sided", inject=_window_one_sided, first="layers.1.attn"),
-    Fault(name="local and global masks swapped", inject=_masks_swapped, first="layers.0.attn"),
+    Fault(name="window one-sided", inject=_window_one_sided, first="layers.1.attn", cause="window one-sided"),
+    Fault(name="local and global masks swapped", inject=_masks_swapped, first="layers.0.attn", cause="masks swapped"),
     Fault(
         name="mask added as 0 and 1",
         inject=_bias_as(lambda bias: (bias == 0).astype("float32")),
         first="layers.0.attn",
+        cause="mask added as 0 and 1",
     ),
     Fault(
         name="norm bias dropped",
@@ -633,6 +686,7 @@ _CATALOGUE = (
         first="embeddings",
         needs={"norm_bias": True},
         weights=("sensitive", "stress"),
+        cause="norm bias missing",
     ),
     Fault(
         name="attention bias dropped",
@@ -640,6 +694,7 @@ _CATALOGUE = (
         first="layers.0.attn",
         needs={"attention_bias": True},
         weights=("sensitive", "stress"),
+        cause="bias missing",
     ),
     Fault(
         name="MLP bias dropped",
@@ -647,6 +702,7 @@ _CATALOGUE = (
         first="layers.0.mlp",
         needs={"mlp_bias": True},
         weights=("sensitive", "stress"),
+        cause="bias missing",
     ),
     Fault(
         name="decoder bias dropped",
@@ -655,27 +711,50 @@ _CATALOGUE = (
         heads=("masked_lm",),
         needs={"decoder_bias": True},
         weights=("sensitive", "stress"),  # transformers draws it as zeros
+        cause="bias missing",
     ),
-    Fault(name="residual taken after the norm", inject=_residual_after_norm, first="layers.0"),
-    Fault(name="embedding norm skipped", inject=_skipped("embeddings.norm"), first="embeddings"),
-    Fault(name="final norm skipped", inject=_skipped("final_norm"), first="final_norm"),
+    Fault(
+        name="residual taken after the norm",
+        inject=_residual_after_norm,
+        first="layers.0",
+        cause="residual taken after the norm",
+    ),
+    Fault(name="embedding norm skipped", inject=_skipped("embeddings.norm"), first="embeddings", cause="norm missing"),
+    Fault(name="final norm skipped", inject=_skipped("final_norm"), first="final_norm", cause="norm missing"),
     Fault(
         name="Wqkv read as k, q, v",
         inject=_eager_with(lambda q, k, v: (k, q, v)),
         first="layers.0.attn",
+        cause="q, k, v order",
     ),
-    Fault(name="Wqkv read head by head", inject=_qkv_read_as("head part dim"), first="layers.0.attn"),
-    Fault(name="heads interleaved", inject=_qkv_read_as("part dim head"), first="layers.0.attn"),
-    Fault(name="attention dropout left on", inject=_attention_dropout, first="layers.0.attn"),
-    Fault(name="stale weight in one layer", inject=_stale_weight, first="layers.2.mlp"),
-    Fault(name="SiLU in the head", inject=_activation("head", F.silu), first="head", heads=_WITH_HEAD),
-    Fault(name="cls for mean pooling or reverse", inject=_other_pooling, first="head", heads=_WITH_HEAD[1:2]),
+    Fault(
+        name="Wqkv read head by head",
+        inject=_qkv_read_as("head part dim"),
+        first="layers.0.attn",
+        cause="Wqkv read head by head",
+    ),
+    Fault(
+        name="heads interleaved", inject=_qkv_read_as("part dim head"), first="layers.0.attn", cause="heads interleaved"
+    ),
+    Fault(name="attention dropout left on", inject=_attention_dropout, first="layers.0.attn", cause="random"),
+    Fault(name="stale weight in one layer", inject=_stale_weight, first="layers.2.mlp", cause="weights"),
+    Fault(
+        name="SiLU in the head", inject=_activation("head", F.silu), first="head", heads=_WITH_HEAD, cause="activation"
+    ),
+    Fault(
+        name="cls for mean pooling or reverse",
+        inject=_other_pooling,
+        first="head",
+        heads=_WITH_HEAD[1:2],
+        cause="pooling",
+    ),
     Fault(
         name="mean pooling counts padding",
         inject=_pooling_counts_padding,
         first="head",
         heads=("sequence_classification", "multiple_choice"),
         needs={"classifier_pooling": "mean"},
+        cause="pooling counts padding",
     ),
     Fault(
         name="loss over every position",
@@ -683,6 +762,7 @@ _CATALOGUE = (
         first="loss",
         heads=("masked_lm",),
         needs={"sparse_prediction": False},
+        cause="loss over every position",
     ),
     Fault(
         name="bias added after rounding",

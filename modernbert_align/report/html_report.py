@@ -13,7 +13,7 @@ from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.chart import MODE_NAME, error_chart_svg
 from modernbert_align.report.schema import Report
-from modernbert_align.report.terminal import kind, worst_by_kind
+from modernbert_align.report.terminal import CAUSE, cause_sentence, kind, worst_by_kind
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -100,6 +100,8 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(cause_sentence=cause_sentence)
+    environment.globals["CAUSE"] = CAUSE
     environment.filters.update(number=_number, share=_share, explain=explain, kind=kind, mode_name=MODE_NAME.get)
     environment.globals["NO_NUMBER"] = NO_NUMBER
     return environment

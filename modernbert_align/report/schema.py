@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
 from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
@@ -146,6 +147,7 @@ class Report(_Strict):
     weights: tuple[WeightCheck, ...]
     rows: tuple[Row, ...] = Field(min_length=1)
     first_failing: Failing | None
+    cause: Cause | None = None
     hints: tuple[str, ...]
     engine: Engine
     environment: Environment

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.report.schema import Report
@@ -11,7 +12,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STYLES = {"PASS": "bold green", "EXPLAINED": "bold yellow", "FAIL": "bold red", "NOT_COMPARED": "bold red"}
+CAUSE = {"explained": "cause", "partial": "possible cause", "unexplained": "cause not known"}
 WORST = 5
+
+
+def cause_sentence(cause: Cause) -> str:
+    """What was found out, and how much of the difference that leaves."""
+    if cause.ratio is None or cause.level != "explained":
+        return cause.statement
+    return f"{cause.statement} (explains all but {cause.ratio:.1e} of the difference)"
 
 
 def kind(probe: str) -> str:
@@ -84,6 +93,10 @@ def print_report(report: Report, console: "Console") -> None:
         first = report.first_failing
         console.print(
             Text(f"first failing: {first.probe} ({first.dtype}): {first.detail}", style="bold"), soft_wrap=True
+        )
+    if report.cause is not None and report.cause.level != "structural":
+        console.print(
+            Text(f"{CAUSE[report.cause.level]}: {cause_sentence(report.cause)}", style="bold"), soft_wrap=True
         )
     for hint in report.hints:
         console.print(Text(f"hint: {hint}"), soft_wrap=True)

@@ -52,7 +52,11 @@ def test_fault_is_caught_and_localised(cli, tmp_path, broken_candidate, name):
     assert first["probe"] == fault.first
     if fault.status:
         assert first["status"] == fault.status
-    assert report["hints"]
+    cause = report["cause"]
+    if fault.cause:
+        assert (cause["probe"], cause["level"], cause["names"]) == (fault.first, "explained", [fault.cause])
+    else:
+        assert report["hints"]
     path = next(tmp_path.glob("*.json"))
     assert cli("gate", path)[0] == code  # judged again from the file alone
 

@@ -4,12 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.hints import hints
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import WeightCheck, WeightDifference
 from modernbert_align.core.verdict import Coverage, Failing, Judgement
 
 NOTHING = Coverage(expected=0, compared=0, weights_expected=0, weights_compared=0, missing=())
+
+
+def cause(level):
+    return Cause(probe="layers.0.attn", dtype="fp32", level=level, statement="s")
 
 
 def judgement(verdict="FAIL", probe=None):
@@ -121,3 +126,22 @@ def test_three_weights_are_named_and_the_rest_counted():
     assert found[3] == "2 more weights differ (fp32)"
     assert found[4] == "weight `w0` (bf16): looks 0"
     assert len(hints(judgement(probe="head"), [checked(*many[:3])], [])) == 4
+
+
+def test_a_cause_that_was_found_takes_the_place_of_the_advice():
+    checks = [checked(weight("a.weight", looks="transposed"))]
+    found = hints(judgement(probe="layers.0.attn"), checks, [], cause("explained"))
+    assert found == ("weight `a.weight` (fp32): transposed",)
+
+
+@pytest.mark.parametrize("level", ["partial", "unexplained", "structural"])
+def test_anything_less_than_a_cause_leaves_the_advice(level):
+    failing = judgement(probe="layers.0.attn")
+    assert hints(failing, [], [], cause(level)) == hints(failing, [], []) != ()
+
+
+def test_an_error_that_only_the_whole_model_shows_is_said_to_be_in_the_wiring():
+    failing = judgement(probe="layers.1")
+    only_whole = replace(failing, first_failing=failing.first_failing.model_copy(update={"mode": "accumulated"}))
+    (text,) = hints(only_whole, [], [])
+    assert text.startswith("layers.1: every part is right on the reference's inputs")

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from modernbert_align.core.cause import Cause, Tried
 from modernbert_align.core.rows import WeightDifference
 from modernbert_align.errors import UsageError
 from modernbert_align.report.html_report import render_html, write_html
@@ -179,6 +180,38 @@ def test_a_fail_says_so_and_names_where_to_look(make_report, broken_attention):
     (link,) = page.inside(first, "a")
     assert "layers.1.attn" in page.one("tr", id=link["href"][1:])["text"]
     assert page.title.startswith("FAIL: ")
+
+
+def cause_at(level, **fields):
+    tried = (Tried(name="masks swapped", value="", ratio=3e-6), Tried(name="window width", value="17", ratio=0.75))
+    values = {"statement": "the masks are swapped", "residual": 0.25, "ratio": 3e-6, "rounding": 1e-7, "tried": tried}
+    return Cause(probe="layers.1.attn", dtype="fp32", level=level, **(values | fields))
+
+
+@pytest.mark.parametrize(
+    ("level", "heading"),
+    [("explained", "Cause"), ("partial", "Possible cause"), ("unexplained", "Cause not known")],
+)
+def test_the_cause_stands_by_the_first_failing_layer_with_what_was_considered(
+    make_report, broken_attention, level, heading
+):
+    page = show(make_report(changes=broken_attention, cause=cause_at(level)))
+    section = page.one("section", id="first")
+    headings = [element["text"] for element in page.inside(section, "h3")]
+    assert headings == [heading] if level == "explained" else [heading, "Where to look"]
+    assert "the masks are swapped" in section["text"]
+    assert ("explains all but 3.0e-06" in section["text"]) == (level == "explained")
+    (table,) = page.inside(section, "table")
+    assert [cell["text"] for cell in page.inside(table, "td")] == ["— only one", "3.00e-06", "17", "7.50e-01"]
+    (folded,) = page.inside(section, "details")
+    assert "open" not in folded
+
+
+@pytest.mark.parametrize("cause", [None, cause_at("structural")])
+def test_without_a_cause_beyond_the_finding_none_is_shown(make_report, broken_attention, cause):
+    page = show(make_report(changes=broken_attention, cause=cause))
+    headings = [element["text"] for element in page.inside(page.one("section", id="first"), "h3")]
+    assert headings == ["Where to look"]
 
 
 def test_only_groups_with_something_wrong_are_open(make_report, broken_attention):
