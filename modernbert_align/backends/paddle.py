@@ -101,8 +101,17 @@ def from_numpy(values: npt.NDArray[Any]) -> paddle.Tensor:
 
 
 def state_bits(model: Any) -> dict[str, tuple[Bits, str]]:
-    """Every entry of the state dict, see `tensor_bits`."""
-    return {name: tensor_bits(tensor) for name, tensor in model.state_dict().items()}
+    """Every entry of the state dict as unsigned integers, with its dtype; nothing is copied.
+
+    Returns:
+        name -> (bits, dtype name).
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        width = tensor.element_size()
+        bits = np.from_dlpack(tensor.detach().view(f"int{8 * width}"))
+        found[name] = (bits.view(f"u{width}"), dtype_name(tensor))
+    return found
 
 
 def set_state_bits(model: Any, bits: Mapping[str, Bits]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from modernbert_align.core.metrics import Floats, finite, measure
+from modernbert_align.core.metrics import ByRow, Floats, finite, measure
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Mode, Observation, Record
 
@@ -58,7 +58,7 @@ class Beside:
         null_parts: The reference against itself: variation -> rel_l2.
     """
 
-    oracle: Floats | None = None
+    oracle: Floats | ByRow | None = None
     null_parts: Mapping[str, float] = field(default_factory=dict)
 
 

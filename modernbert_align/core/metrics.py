@@ -1,7 +1,7 @@
 """Error measures between a candidate's and a reference's tensor, in float64, a slice at a time."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,23 @@ _SLICE = 1 << 18  # elements; the temporaries of a slice stay in the cache
 ULP_EDGES = (0, 1, 2, 4, 8, 16, 64)
 ULP_BINS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-64", "65-", "near zero")
 _NEAR_ZERO = 2.0**-8  # of the reference's rms: below, steps are smaller than any error of the sums behind the values
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """An array whose rows are computed when they are asked for, and not kept.
+
+    Attributes:
+        shape: [rows ...].
+        row: Computes one, [...].
+    """
+
+    shape: tuple[int, ...]
+    row: Callable[[int], Floats]
+
+    def whole(self) -> Floats:
+        """All rows at once."""
+        return np.stack([self.row(index) for index in range(self.shape[0])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +75,7 @@ def measure(
     mask: npt.NDArray[np.bool_] | None,
     *,
     scale: float = 0.0,
-    oracle: Floats | None = None,
+    oracle: Floats | ByRow | None = None,
     ulps: bool = False,
 ) -> Metrics:
     """Compare two tensors of one shape.
@@ -152,20 +169,22 @@ class _Index:
         return self._base + int(self._positions[token]) * self._width + rest
 
 
-def _slices(values: Floats, mask: npt.NDArray[np.bool_] | None) -> Iterator[tuple[Floats, _Index]]:
+def _slices(values: Floats | ByRow, mask: npt.NDArray[np.bool_] | None) -> Iterator[tuple[Floats, _Index]]:
     """The compared elements, at most about _SLICE at a time, each with a way back to the whole tensor."""
     if mask is not None and values.shape[:2] != mask.shape:
         raise ValueError(f"{list(values.shape)} is not [batch seq ...] for the mask {list(mask.shape)}")
     if mask is None:
+        values = values.whole() if isinstance(values, ByRow) else values
         flat = values.reshape(-1)
         for start in range(0, flat.size, _SLICE):
             yield flat[start : start + _SLICE], _Index(0, start, None, 0, 1)
         return
-    width = int(np.prod(values.shape[2:], dtype=np.int64)) if values.ndim > 2 else 1
+    width = int(np.prod(values.shape[2:], dtype=np.int64))
     step = max(1, _SLICE // max(width, 1))
     for row in range(values.shape[0]):
         positions = np.flatnonzero(mask[row])
-        tokens = values[row].reshape(values.shape[1], width)  # [seq width]
+        one = values.row(row) if isinstance(values, ByRow) else values[row]
+        tokens = one.reshape(values.shape[1], width)  # [seq width]
         for start in range(0, len(positions), step):
             part = tokens[positions[start : start + step]]  # [tokens width]
             yield part, _Index(row, start, positions, values.shape[1] * width, width)

@@ -7,7 +7,7 @@ again (`record`).
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from modernbert_align.backends import hf
 from modernbert_align.backends.oracle import Oracle
 from modernbert_align.core.compare import Beside, Mask, rel_l2
 from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.metrics import ByRow
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Mode
 from modernbert_align.engines.passes import Outputs, Pass, hooked, outputs_of, stopping
@@ -88,6 +89,8 @@ class _Live:
         self._mask = batch.attention_mask.astype(bool)
         self._probes = probes
         self._truth = None if oracle is None else Truth(oracle, batch)
+        self._stops = sum(not probe.key and probe.name not in absent for probe in probes)
+        self._nulls: dict[tuple[str, Mode], dict[str, float]] = {}
         self.absent = absent
 
     @property
@@ -105,38 +108,43 @@ class _Live:
             if stop.probe in finished:
                 continue
             probe = by_name[stop.probe]
-            outputs = {key: one.advance(probe.name, finished) for key, one in self._variations.items()}
-            nulls = self._nulls(probe, stop.outputs, outputs)
-            for (_, mode), one in self._variations.items():
-                if mode == "isolated":
-                    one.replace([compared_tensor(probe, stop.outputs)])
-            yield self._expected(probe, stop.outputs, nulls)
+            if len(finished) + 1 == self._stops:
+                # Whole-model outputs may be as large as everything else: with the reference's at hand, one variation
+                # after the other can be measured and forgotten.
+                self._reference.finish()
+            for (name, mode), one in self._variations.items():
+                outputs = one.advance(probe.name, finished)
+                if outputs is not None:
+                    self._add_null(probe, name, mode, stop.outputs, outputs)
+                    if mode == "isolated":
+                        one.replace([compared_tensor(probe, stop.outputs)])
+                del outputs
+                if self._reference.outputs is not None:
+                    self._finish(name, mode, one)
+            yield self._expected(probe, stop.outputs)
             finished.add(stop.probe)
-        for one in (self._reference, *self._variations.values()):
-            one.finish()
-        returned = self._reference.outputs
-        if returned is None:
-            return
+        self._reference.finish()
+        for (name, mode), one in self._variations.items():
+            self._finish(name, mode, one)
         for probe in self._probes:
-            if probe.key:
-                outputs = {key: one.outputs for key, one in self._variations.items()}
-                yield self._expected(probe, returned, self._nulls(probe, returned, outputs))
+            if probe.key and self._reference.outputs is not None:
+                yield self._expected(probe, self._reference.outputs)
 
-    def _nulls(
-        self, probe: Probe, theirs: Outputs, variations: Mapping[tuple[str, Mode], Outputs | None]
-    ) -> dict[Mode, dict[str, float]]:
-        """How far the variations are from the reference."""
-        return {
-            mode: null_parts(
-                probe,
-                self._mask,
-                theirs,
-                {name: outputs for (name, its), outputs in variations.items() if its == mode},
-            )
-            for mode in MODES
-        }
+    def _finish(self, name: str, mode: Mode, variation: Pass) -> None:
+        """Run a variation to its end and measure what the whole model returned."""
+        variation.finish()
+        returned, variation.outputs = variation.outputs, None
+        if returned is not None and self._reference.outputs is not None:
+            for probe in self._probes:
+                if probe.key:
+                    self._add_null(probe, name, mode, self._reference.outputs, returned)
 
-    def _expected(self, probe: Probe, outputs: Outputs, nulls: Mapping[Mode, dict[str, float]]) -> Expected:
+    def _add_null(self, probe: Probe, name: str, mode: Mode, theirs: Outputs, variation: Outputs) -> None:
+        """Measure how far a variation is from the reference at a probe."""
+        found = null_parts(probe, self._mask, theirs, {name: variation})
+        self._nulls.setdefault((probe.name, mode), {}).update(found)
+
+    def _expected(self, probe: Probe, outputs: Outputs) -> Expected:
         if self._truth is not None:
             self._truth.record(probe, outputs)
         return Expected(
@@ -144,7 +152,8 @@ class _Live:
             outputs=outputs,
             beside={
                 mode: Beside(
-                    oracle=None if self._truth is None else self._truth.value(probe, mode), null_parts=nulls[mode]
+                    oracle=None if self._truth is None else self._truth.value(probe, mode),
+                    null_parts=self._nulls.get((probe.name, mode), {}),
                 )
                 for mode in MODES
             },
@@ -225,8 +234,19 @@ def record(model: torch.nn.Module, batch: Inputs, probes: Sequence[Probe], oracl
         model, oracle: As for `live`.
     """
     with live(model, batch, probes, oracle) as run:
-        expected = tuple(run.steps())
+        expected = tuple(_whole(one) for one in run.steps())
         return Recording(expected=expected, absent=run.absent, counts=dict(run.counts), error=run.error)
+
+
+def _whole(expected: Expected) -> Expected:
+    """The same with all of the oracle's values computed."""
+    return replace(
+        expected,
+        beside={
+            mode: replace(beside, oracle=beside.oracle.whole()) if isinstance(beside.oracle, ByRow) else beside
+            for mode, beside in expected.beside.items()
+        },
+    )
 
 
 def measure_nulls(model: torch.nn.Module, batch: Inputs, probes: Sequence[Probe]) -> Nulls:

@@ -14,6 +14,7 @@ import torch
 from modernbert_align.backends import hf, runtime
 from modernbert_align.backends.oracle import Oracle
 from modernbert_align.core.drawn import draw
+from modernbert_align.core.metrics import ByRow
 from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES
@@ -109,6 +110,7 @@ def _traced(
     if not any(output.tensor for output in kept):
         return TracedProbe(outputs=kept)
     expected, value = hf.to_numpy(compared_tensor(probe, outputs)), truth.value(probe, keeper.mode)
+    value = value.whole() if isinstance(value, ByRow) else value
     oracle = ""
     if value is not None and value.shape == expected.shape:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found where it is compared

@@ -469,3 +469,13 @@ def test_steps_are_only_counted_when_asked_for():
     ones = np.ones((2, 3), np.float32)
     assert measure(ones, ones, None).ulps is None
     assert len(measure(ones, ones, None, ulps=True).ulps) == len(ULP_BINS)
+
+
+def test_an_oracle_by_row_is_the_oracle():
+    candidate, reference = pair((3, 4, 5), 0)
+    oracle = reference.astype(np.float64) + 1e-3
+    by_row = module.ByRow(oracle.shape, lambda row: oracle[row])
+    for mask in (None, np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], bool)):
+        assert measure(candidate, reference, mask, oracle=by_row) == measure(candidate, reference, mask, oracle=oracle)
+    with pytest.raises(ValueError, match="shapes differ"):
+        measure(candidate, reference, None, oracle=module.ByRow((3, 4), lambda row: oracle[row]))

@@ -16,6 +16,7 @@ from faults import FAULTS
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.core.compare import rel_l2
+from modernbert_align.core.metrics import ByRow
 from modernbert_align.core.rows import MODES
 from modernbert_align.core.tolerance import load_tolerances
 from modernbert_align.core.verdict import Expectation, judge
@@ -587,6 +588,44 @@ def test_outputs_of_earlier_layers_are_not_kept(tiny, usual, monkeypatch):
             old = {name for name in names if not f"{name}.".startswith(f"layers.{layer}.")}
             assert old <= {f"layers.{layer - 1}"}, probe.name
     assert {name for name, ref in references if ref() is not None} == set()
+
+
+def test_logits_of_the_oracle_are_computed_a_sequence_at_a_time_and_recorded_whole(tiny):
+    with reference_side.live(tiny.reference, tiny.batch, tiny.probes, tiny.oracle) as run:
+        values = {(e.probe.name, mode): e.beside[mode].oracle for e in run.steps() for mode in MODES}
+    recorded = {(e.probe.name, mode): e.beside[mode].oracle for e in record(tiny).steps() for mode in MODES}
+    by_row = {key for key, value in values.items() if isinstance(value, ByRow)}
+    assert by_row == {(name, mode) for name in ("logits", "output") for mode in MODES}
+    for key, value in values.items():
+        whole = value.whole() if key in by_row else value
+        np.testing.assert_array_equal(recorded[key], whole)
+        assert whole.dtype == np.float64
+    whole = dict(tiny.oracle.accumulated(tiny.batch))
+    for name in ("logits", "output"):
+        np.testing.assert_allclose(recorded[name, ACCUMULATED], whole[name].numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_variations_are_gone_when_the_candidate_reaches_the_last_probe(tiny, usual, monkeypatch):
+    """Each holds whole logits at its end, so they are measured one after the other and forgotten."""
+    alive, found = [], []
+    add_null = reference_side._Live._add_null
+
+    def watching(self, probe, name, mode, theirs, variation):
+        if probe.key == "logits" and mode == ACCUMULATED:
+            alive.append(weakref.ref(variation["logits"]))
+        return add_null(self, probe, name, mode, theirs, variation)
+
+    def comparing(probe, *rest):
+        found.extend((probe.name, ref() is not None) for ref in alive)
+        return engine_compare(probe, *rest)
+
+    engine_compare = engine.compare
+    monkeypatch.setattr(reference_side._Live, "_add_null", watching)
+    monkeypatch.setattr(engine, "compare", comparing)
+    assert tiny.stream_records() == usual
+    assert len(alive) == len(reference_side.VARIATIONS)
+    assert {name for name, _ in found} == {"logits", "output", "loss"}
+    assert not any(living for _, living in found)
 
 
 # --- outputs and their replacements -----------------------------------------------------------------------------------
