@@ -17,6 +17,7 @@ from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import Request, check_head, convert
 from modernbert_align.core.digest import file_sha256
+from modernbert_align.core.files import kind_of
 from modernbert_align.core.fixtures import Inputs, contract_fixture, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
@@ -62,7 +63,7 @@ def run(
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     table = load_table()
-    if reference is not None or (candidate is not None and candidate.is_file()):
+    if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
 
         given = {"--model": model, "--head": head, "--engine": engine}

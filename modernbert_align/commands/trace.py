@@ -15,6 +15,7 @@ from modernbert_align.commands.diff import convert_now, weights_digest
 from modernbert_align.core.checkpoint import open_checkpoint
 from modernbert_align.core.convert import check_head
 from modernbert_align.core.drawn import drawn_digest
+from modernbert_align.core.files import kind_of
 from modernbert_align.core.fixtures import Inputs, default_inputs, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
@@ -65,9 +66,9 @@ def run(
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
     if candidate is not None and backend == "hf":
         raise UsageError("--candidate is a Paddle checkpoint, and --backend hf records the reference")
-    if out.is_dir():
+    if kind_of(out) == "folder":
         raise UsageError(f"`{out}` is a directory", hint="give the name of a file")
-    if out.exists() and not force:
+    if kind_of(out) == "file" and not force:
         raise UsageError(f"`{out}` exists", hint="choose another name, or replace it with --force")
     table = load_table()
     if head is not None:

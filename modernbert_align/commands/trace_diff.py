@@ -11,6 +11,7 @@ from modernbert_align import __version__
 from modernbert_align.backends import runtime
 from modernbert_align.commands import console
 from modernbert_align.commands.diff import thresholds
+from modernbert_align.core.files import kind_of
 from modernbert_align.core.fixtures import contract_fixture
 from modernbert_align.core.hints import hints
 from modernbert_align.core.rows import Dtype
@@ -42,7 +43,7 @@ def check_arguments(
     if candidate is None:
         raise UsageError("--reference is a trace and needs the candidate's", hint="name it with --candidate")
     for path in (reference, candidate):
-        if path.is_dir():
+        if kind_of(path) == "folder":
             raise UsageError(f"`{path}` is a folder: either both sides are traces or neither is")
     for option, value in given.items():
         if value is not None:

@@ -1,10 +1,19 @@
-"""Writes text files that appear whole or not at all."""
+"""What a path leads to, and text files that appear whole or not at all."""
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from modernbert_align.errors import UsageError
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "none"]:
+    """What a path leads to; `none` also where that cannot be found out."""
+    try:
+        return "folder" if path.is_dir() else "file" if path.exists() else "none"
+    except OSError:  # a folder that may not be entered, a name too long
+        return "none"
 
 
 def write_atomically(path: Path, text: str) -> None:

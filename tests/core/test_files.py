@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modernbert_align.core.files import write_atomically
+from modernbert_align.core.files import kind_of, write_atomically
 from modernbert_align.errors import UsageError
 
 
@@ -65,3 +65,11 @@ def test_a_parent_that_is_a_file_is_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match=r"cannot write to `.*file`"):
         write_atomically(tmp_path / "file" / "r.json", "x")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_path_leads_to(tmp_path):
+    (tmp_path / "f").write_text("")
+    assert kind_of(tmp_path) == "folder"
+    assert kind_of(tmp_path / "f") == "file"
+    assert kind_of(tmp_path / "g") == "none"
+    assert kind_of(tmp_path / ("x" * 300)) == "none"  # a name too long for the system
