@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from contextlib import ExitStack
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -296,6 +297,49 @@ def test_a_module_that_one_side_did_not_run_leaves_nothing_green_that_depends_on
     assert "layers.2.mlp" in rows["layers.2", "isolated"]["reason"]
     assert rows["layers.2", "accumulated"]["status"] == "pass"
     assert rows["layers.3.attn_norm", "isolated"]["status"] == "pass"
+
+
+def without_a_module(model):
+    """The code is there and the module is not."""
+    layer = model.model.layers[0]
+    norm = layer.attn_norm
+    del layer.attn_norm
+    object.__setattr__(layer, "attn_norm", norm.forward)
+
+
+def test_a_module_that_one_side_does_not_have_is_named_and_what_depends_on_it_is_not_compared(cli, tmp_path, sensitive):
+    reference, recorded = sensitive
+    code, report = diff(cli, reference, recorded(changed(without_a_module)), tmp_path)
+    assert (code, report["verdict"]) == (5, "NOT_COMPARED")
+    isolated = {row["probe"]: row for row in report["rows"] if row["mode"] == "isolated"}
+    assert isolated["layers.0.attn_norm"]["reason"] == "the candidate has no module `model.layers.0.attn_norm`"
+    missing = [probe for probe, row in isolated.items() if row["status"] == "missing"]
+    assert missing == ["layers.0.attn_norm", *(f"layers.0{part}" for part in (".attn", ".mlp_norm", ".mlp", ""))]
+    assert {row["status"] for probe, row in isolated.items() if probe not in missing} == {"pass"}
+
+
+def norm_before_its_time(model):
+    """The result is right, and a module runs before it is due."""
+    layer = model.model.layers[1]
+
+    def forward(self, hidden_states, position_embeddings, attention_bias=None, output_attentions=False):
+        self.mlp_norm(hidden_states)
+        attended, _ = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.mlp_norm.forward(hidden_states))
+
+    layer.forward = MethodType(forward, layer)
+
+
+def test_a_module_that_runs_before_its_time_is_not_compared_with_another(cli, tmp_path, sensitive):
+    reference, recorded = sensitive
+    _, report = diff(cli, reference, recorded(changed(norm_before_its_time)), tmp_path)
+    rows = {(row["probe"], row["mode"]): row for row in report["rows"]}
+    for mode in MODES:
+        for probe in ("layers.1.attn_norm", "layers.1.attn"):
+            assert rows[probe, mode]["reason"] == "the candidate ran this module out of the reference's order"
+        assert rows["layers.1.mlp_norm", mode]["status"] == "fail"
+        assert rows["layers.0", mode]["status"] == "pass"
 
 
 def test_a_reference_that_is_not_finite_never_passes(cli, tmp_path, monkeypatch, sensitive):
