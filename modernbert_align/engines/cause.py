@@ -26,6 +26,8 @@ COLLAPSE = 4.0  # an explained difference is at least so many times what is left
 CLEAR = 2.0  # a mistake that leaves less than another by this factor explains more
 PARTIAL = 10.0  # a mistake that leaves less than this part of the difference is worth a word
 _COARSE = 0.5  # what a listed number may leave, over what rounding explains, before a better one is looked for
+_AMPLIFIED = 10.0  # more than this a mistake is not granted for making more of rounding
+_NUDGE = 1e-7  # relative change of inputs
 _STEPS, _STEP = 8, 1e-3  # of a fit; the second is a change of the number's logarithm
 _TENSOR_DTYPES = {"fp32": (np.int32, torch.float32), "bf16": (np.int16, torch.bfloat16)}
 
@@ -90,6 +92,10 @@ def examine(
     weights_differ = any(difference.probe == first.probe for difference in differing)
     if first.status == "weights" and not weights_differ:
         return Cause(probe=first.probe, dtype=first.dtype, level="structural", statement=first.detail)
+    unseen = [name for name in _starts(first.probe, probes) if name in rows and rows[name].observation != "compared"]
+    if unseen:
+        text = f"it starts from {unseen[0]}, of which nothing was compared: {rows[unseen[0]].reason}"
+        return Cause(probe=first.probe, dtype=first.dtype, level="structural", statement=text)
     chosen = [by_name[name] for name in (first.probe, *_witnesses(first.probe, rows, ground))]
 
     def run() -> Captured:
@@ -202,12 +208,7 @@ def capture(
         targets: Probes to keep; their inputs are the outputs of the probes since the layer before, so only those are
             held and given to the candidate.
     """
-    names = [probe.name for probe in probes]
-    held: set[str] = set()
-    for target in targets:
-        end = names.index(target.name)
-        starts = [n for n in range(end) if probes[n].pattern in ("embeddings", "layers.{i}")]
-        held |= set(names[max(starts, default=0) : end + 1])
+    held = {name for target in targets for name in (*_starts(target.name, probes), target.name)}
     hooked = [probe for probe in probes if probe.name in held and not probe.key]
     wanted = {target.name for target in targets}
     captured = Captured(recorded={}, candidate={})
@@ -246,6 +247,13 @@ def capture(
     return captured
 
 
+def _starts(name: str, probes: Sequence[Probe]) -> list[str]:
+    """The probes since the layer before: all whose values a probe can start from."""
+    end = next(n for n, probe in enumerate(probes) if probe.name == name)
+    before = [n for n in range(end) if probes[n].pattern in ("embeddings", "layers.{i}")]
+    return [probe.name for probe in probes[max(before, default=0) : end]]
+
+
 def _run(candidate: Any, batch: Inputs) -> Any:
     try:
         return candidate(**paddle_backend.inputs(batch))
@@ -273,7 +281,7 @@ class _Court:
     """
 
     def __init__(
-        self, truth: Oracle, batch: Inputs, recorded: Mapping[str, torch.Tensor | Floats], evidence: Sequence[Evidence]
+        self, truth: Oracle, batch: Inputs, recorded: Mapping[str, torch.Tensor], evidence: Sequence[Evidence]
     ) -> None:
         self._oracle, self._batch, self._recorded = truth, batch, recorded
         self._mask = batch.attention_mask.astype(bool)
@@ -310,6 +318,21 @@ class _Court:
     def remainder(self, effect: Floats, one: Evidence) -> float:
         """What an effect leaves of the difference between candidate and reference."""
         return _rms(self._difference[one.probe.name] - effect)
+
+    def amplification(self, oracle: Oracle, one: Evidence) -> float:
+        """How much more a mistake makes of small changes of its inputs, such as rounding, than the truth does."""
+        generator = torch.Generator().manual_seed(0)
+        moved = {
+            name: values * (1 + _NUDGE * torch.randn(values.shape, generator=generator, dtype=torch.float64))
+            for name, values in self._recorded.items()
+        }
+
+        def response(of: Oracle) -> float:
+            nudged = self._compared(one, of.isolated(one.probe.name, self._batch, moved).numpy())
+            return _rms(nudged - self.value(of, one))
+
+        right = response(self._oracle)
+        return response(oracle) / right if right else 1.0
 
     def fitted(self, trial: _Trial, one: Evidence) -> _Trial:
         """A mistake with the number that leaves least: Gauss-Newton steps on its logarithm, from one that is close."""
@@ -376,21 +399,23 @@ def find_cause(
         left = court.left(ground.oracle, first)
         if left <= most:
             text = "its weights differ; the reference with these weights would compute the same"
-            return _cause(first, dtype, "explained", ("weights",), text, whole, left, ())
+            return _cause(first, dtype, "explained", ("weights",), text, whole, most, left, ())
         if whole <= most:
             text = "its weights differ, but not what it returns: it seems to use others"
-            return _cause(first, dtype, "unexplained", (), text, whole, whole, ())
+            return _cause(first, dtype, "unexplained", (), text, whole, most, whole, ())
     trials = _trials(court, ground, first, whole, most)
     tried = tuple(
         Tried(name=trial.hypothesis.name, value=trial.hypothesis.value, ratio=trial.left / whole) for trial in trials
     )
     best = trials[0].left if trials else whole
+    if trials and most < best <= most * _AMPLIFIED:
+        most *= max(1.0, court.amplification(trials[0].hypothesis.oracle, first))
     explained = bool(trials) and best <= min(most, whole / COLLAPSE)
     if not explained:
         repeated = again()
         if repeated is not None and court.distance(first, repeated) > max(most, whole / PARTIAL):
             text = "the candidate gives other values every time it runs: something random is left on, such as dropout"
-            return _cause(first, dtype, "explained", ("random",), text, whole, None, tried)
+            return _cause(first, dtype, "explained", ("random",), text, whole, most, None, tried)
     fitting = [trial for trial in trials if trial.left <= CLEAR * best and (explained or best * PARTIAL <= whole)]
     fitting = _confirmed(court, fitting, evidence[1:])
     names = tuple(dict.fromkeys(trial.hypothesis.name for trial in fitting))
@@ -403,14 +428,16 @@ def find_cause(
             text += f", {scope}"
         text = f"one of these, which cannot be told apart here: {text}" if len(names) > 1 else text
     elif fitting:
-        text = f"not certain: {text} would explain all but {best / whole:.1%} of the difference, more than rounding"
+        text = (
+            f"not certain: {text} would explain all but {best / whole:.1e} of the difference, but rounding leaves less"
+        )
     else:
         known = len({one.name for one in tried})
         text = f"none of {known} known mistakes explains the difference" if known else "no known mistake shows here"
     if weights_differ:
         text = f"its weights differ, and besides, {text}"
     level: Level = "explained" if explained else "partial" if fitting else "unexplained"
-    return _cause(first, dtype, level, names, text, whole, best, tried)
+    return _cause(first, dtype, level, names, text, whole, most, best, tried)
 
 
 def _cause(
@@ -420,6 +447,7 @@ def _cause(
     names: tuple[str, ...],
     statement: str,
     residual: float,
+    most: float,
     left: float | None,
     tried: tuple[Tried, ...],
 ) -> Cause:
@@ -432,7 +460,7 @@ def _cause(
         residual=residual,
         left=left,
         ratio=left / residual if left is not None and residual else None,
-        rounding=ROUNDING * first.rounding,
+        rounding=most,
         tried=tried,
     )
 

@@ -114,6 +114,23 @@ def test_bug_is_named_in_bf16_too(subjects, name):
     assert (found.dtype, found.level, found.names) == ("bf16", "explained", (fault.cause,))
 
 
+def test_mistake_that_amplifies_rounding_is_named(subjects):
+    """Without the scale large scores make the softmax pick one key, and rounding decides which."""
+    fault = catalogue()["scale missing"]
+    subject = subjects(model="tiny-stress")
+    with fault.inject(subject.candidate):
+        found = cause_of(subject)
+    assert (found.level, found.names) == ("explained", (fault.cause,))
+
+
+def test_probe_behind_one_that_was_not_seen_is_not_explained_by_itself(subjects):
+    subject = subjects(model="tiny-stress")
+    with catalogue()["probe never ran"].inject(subject.candidate):
+        found = cause_of(subject)
+    assert (found.probe, found.level) == ("layers.2", "structural")
+    assert "it starts from layers.2.mlp" in found.statement
+
+
 def test_model_without_a_fault_has_no_cause(subjects):
     assert cause_of(subjects()) is None
 
