@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from modernbert_align.backends.hypotheses import Ground, hypotheses, other_layers
+from modernbert_align.backends.hypotheses import Ground, Shared, hypotheses, other_layers
 from modernbert_align.commands import selftest as command
 from modernbert_align.core.table import load_table
 from modernbert_align.core.verdict import Failing
@@ -284,6 +284,19 @@ def test_every_mistake_shows_on_the_fixture(subjects, head, probe):
     assert found
     vacuous = [key for key, effect in found.items() if not effect > 1e-7]
     assert vacuous == []
+
+
+@pytest.mark.parametrize("probe", ["layers.1.attn", "layers.1.mlp"])
+def test_what_is_shared_between_mistakes_changes_none_of_them(subjects, probe):
+    subject = subjects()
+    ground = Ground(config=subject.config, head=subject.head, reference=subject.reference)
+    target = next(one for one in subject._probes if one.name == probe)
+    captured = causes.capture(subject.candidate, subject.reference, subject.batch, subject._probes, [target])
+    recorded = {name: values.double() for name, values in captured.recorded.items()}
+    shared = replace(ground, shared=Shared(recorded.values()))
+    for one, other in zip(hypotheses(probe, ground), hypotheses(probe, shared), strict=True):
+        alone, together = (oracle.isolated(probe, subject.batch, recorded) for oracle in (one.oracle, other.oracle))
+        assert (alone == together).all(), (one.name, one.value)
 
 
 def test_capture_leaves_both_models_as_they_were(subjects):
