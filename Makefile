@@ -12,7 +12,7 @@ COMPAT_CONSTRAINTS := constraints/paddlenlp3.txt
 COMPAT_STAMP := $(COMPAT)/.installed
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "error: Python 3.10, 3.11 or 3.12 is needed; set PYTHON=...")'
 
-.PHONY: help venv align align-hub test test-default test-compat lint types format clean
+.PHONY: help venv align align-hub selftest test test-default test-compat lint types format clean
 
 help: #- show this list
 	@awk -F ':.*#- ' '/^[a-z-]+:.*#- / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ align-hub: $(STAMP) #- the same on the published ModernBERT-base and -large; nee
 	$(BIN)/modernbert-align diff --model answerdotai/ModernBERT-base --dtype bf16
 	$(BIN)/modernbert-align diff --model answerdotai/ModernBERT-large --dtype bf16
 
+selftest: $(STAMP) #- prove that the comparison can fail: known bugs die, unbroken models pass; with reports
+	$(BIN)/modernbert-align selftest --model tiny-sensitive --dtype bf16
+	$(BIN)/modernbert-align selftest --model tiny-stress --dtype bf16
+
 test: test-default test-compat #- run all tests, under both sets of versions
 
 test-default: $(STAMP) #- run all tests under the default set
@@ -63,4 +67,4 @@ format: $(STAMP) #- format and fix what can be fixed
 
 clean: #- remove what was generated, but not .venv
 	rm -rf checkpoints build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find reports -maxdepth 1 -name 'diff-*' -delete
+	find reports -maxdepth 1 \( -name 'diff-*' -o -name 'selftest-*' \) -delete

@@ -234,28 +234,35 @@ def trace(
 
 @app.command()
 def selftest(
-    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs alone, without fp32.", metavar="fp32|bf16")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs fp32 too.", metavar="fp32|bf16")] = "fp32",
     head: Annotated[
         str | None,
         typer.Option(
-            help=f"{_HEADS} Default: masked_lm, and for every other fault a head that has it.", metavar="HEAD"
+            help=f"{_HEADS} `all`: every fault on every head that can have it. Default: each on the first.",
+            metavar="HEAD|all",
         ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="A fixture; in the default no term of the model is zero.", metavar="FIXTURE")
     ] = "tiny-sensitive",
     seeds: Annotated[
-        int, typer.Option(help="How many unbroken models, with other weights and inputs, must raise no alarm.")
+        int,
+        typer.Option(help="How many unbroken models per head, with other weights and inputs, must raise no alarm."),
     ] = 20,
+    report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the kill matrix as JSON on stdout.")] = False,
 ) -> None:
     """Prove that the comparison can fail: inject known bugs, check that each is found; exit code 1 if not.
+
+    Writes the kill matrix as selftest-MODEL-DTYPE.json and .html.
 
     Example: modernbert-align selftest --seeds 5
     """
     from modernbert_align.commands import selftest as command
 
-    raise typer.Exit(command.run(dtype=dtype, head=head, model=model, seeds=seeds, as_json=as_json))
+    raise typer.Exit(
+        command.run(dtype=dtype, head=head, model=model, seeds=seeds, report_dir=report_dir, as_json=as_json)
+    )
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Settings that must be in place before a framework is imported, and checkpoints that many tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from modernbert_align.backends import runtime
 
 runtime.pin()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on models this small, more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """`selftest`: proof that the comparison can fail, and that it does not fail without a reason."""
 
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modernbert_align import __version__
 from modernbert_align.backends import runtime
 from modernbert_align.backends.sources import resolve_model
 from modernbert_align.commands import console
@@ -16,15 +19,18 @@ from modernbert_align.core.rows import Dtype, Mode
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.verdict import RUNS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, MissingPackageError, UsageError
+from modernbert_align.report.schema import Environment
+from modernbert_align.report.selftest_report import AlarmInfo, FaultOutcome, SelftestReport, write_selftest
 
 if TYPE_CHECKING:
     from modernbert_align.engines.faults import Fault
     from modernbert_align.engines.selftest import Alarm, Outcome, Subject
 
+ALL_HEADS = "all"
 _LETTERS = {"hygiene": "H", "contract": "C", "noise": "N", "direct": "D"}
 
 
-def run(*, dtype: str, head: str | None, model: str, seeds: int, as_json: bool) -> int:
+def run(*, dtype: str, head: str | None, model: str, seeds: int, report_dir: Path, as_json: bool) -> int:
     """Inject every fault into a fixture's candidate; returns the exit code: 1 for a survivor or a false alarm."""
     if dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
@@ -33,45 +39,64 @@ def run(*, dtype: str, head: str | None, model: str, seeds: int, as_json: bool) 
     if seeds < 0:
         raise UsageError(f"--seeds is {seeds}", hint="give 0 or more")
     table = load_table()
-    if head is not None:
+    if head not in (None, ALL_HEADS):
         table.check_head(head)
     runtime.pin()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads only wait for each other on models this small
     console.notify("importing torch, transformers and paddle")
     try:
+        from modernbert_align.engines.alignment import environment
         from modernbert_align.engines.faults import catalogue
     except ImportError as error:
         raise MissingPackageError(f"a package is missing: {error}", hint="run `modernbert-align doctor`") from None
-    by_head: dict[str, list[Fault]] = {head or "masked_lm": []}
-    for fault in catalogue().values():
-        if head is None or head in fault.heads:
-            by_head.setdefault(head or fault.heads[0], []).append(fault)
+    by_head = _by_head(catalogue().values(), head)
     outcomes: list[Outcome] = []
     unbroken: list[Alarm | None] = []
     with tempfile.TemporaryDirectory(prefix="modernbert-align-") as temporary:
-        for number, (chosen, faults) in enumerate(by_head.items()):
-            subject = _subject(model, chosen, RUNS[dtype][-1], table, Path(temporary) / chosen)
-            tried, compared = _try(subject, faults, seeds if number == 0 else 0)
-            outcomes += tried
-            unbroken += compared
+        for one in RUNS[dtype]:
+            for chosen, faults in by_head.items():
+                subject = _subject(model, chosen, one, table, Path(temporary) / f"{chosen}-{one}")
+                tried, compared = _try(subject, faults, seeds)
+                outcomes += tried
+                unbroken += compared
     alarms = [alarm for alarm in unbroken if alarm is not None]
-    survivors = [outcome.name for outcome in outcomes if outcome.survived]
+    survivors = tuple(dict.fromkeys(outcome.name for outcome in outcomes if outcome.survived))
     false_alarms = len(alarms) + sum(outcome.false_alarm for outcome in outcomes)
+    report = SelftestReport(
+        tool_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        exit_code=EXIT_MISALIGNED if survivors or false_alarms else EXIT_ALIGNED,
+        model=model,
+        dtype=RUNS[dtype][-1],
+        heads=tuple(by_head),
+        seeds=seeds,
+        table=table.id,
+        table_sha256=table.digest,
+        faults=tuple(FaultOutcome(**asdict(outcome)) for outcome in outcomes),
+        alarms=tuple(AlarmInfo(**asdict(alarm)) for alarm in alarms),
+        false_alarms=false_alarms,
+        runs=len(unbroken),
+        survivors=survivors,
+        environment=Environment(**runtime.describe(), **environment()),  # type: ignore[arg-type]
+        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+    ).sealed()
+    json_path, html_path = write_selftest(report, report_dir)
     if as_json:
-        console.print_json(
-            {
-                "model": model,
-                "dtype": dtype,
-                "faults": [asdict(outcome) for outcome in outcomes],
-                "false_alarms": false_alarms,
-                "alarms": [asdict(alarm) for alarm in alarms],
-                "runs": len(unbroken),
-                "survivors": survivors,
-            }
-        )
+        console.print_json(report.model_dump(mode="json"))
     else:
-        _print(outcomes, alarms, len(unbroken), survivors)
-    return EXIT_MISALIGNED if survivors or false_alarms else EXIT_ALIGNED
+        _print(report)
+        console.stdout().print(f"reports: {json_path}, {html_path}", soft_wrap=True, markup=False)
+    return report.exit_code
+
+
+def _by_head(faults: "Iterable[Fault]", head: str | None) -> "dict[str, list[Fault]]":
+    """Which faults are tried on which head: without a choice each on its first, with `all` each on all it has."""
+    found: dict[str, list[Fault]] = {"masked_lm" if head in (None, ALL_HEADS) else str(head): []}
+    for fault in faults:
+        for chosen in fault.heads[:1] if head is None else fault.heads:
+            if head in (None, ALL_HEADS, chosen):
+                found.setdefault(chosen, []).append(fault)
+    return found
 
 
 def _subject(model: str, head: str, dtype: Dtype, table: Table, out: Path) -> "Subject":
@@ -109,57 +134,53 @@ def _try(subject: "Subject", faults: Sequence["Fault"], seeds: int) -> tuple[lis
     return outcomes, alarms
 
 
-def _print(outcomes: Sequence["Outcome"], alarms: Sequence["Alarm"], runs: int, survivors: Sequence[str]) -> None:
-    """The kill matrix, at most 100 columns wide."""
+def _print(report: SelftestReport) -> None:
+    """The kill matrix, at most 100 columns wide, and the summary."""
     from rich.table import Table as Grid
     from rich.text import Text
 
-    def letters(outcome: "Outcome", mode: Mode) -> str:
-        return "".join(letter if name in outcome.seen[mode] else "." for name, letter in _LETTERS.items())
+    def letters(fault: FaultOutcome, mode: Mode) -> str:
+        return "".join(letter if name in fault.seen[mode] else "." for name, letter in _LETTERS.items())
 
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name in ("fault", "own", "end", "W", "effect", "found at", "outcome"):
-        grid.add_column(name, no_wrap=True, justify="right" if name == "effect" else "left")
-    for outcome in outcomes:
-        said, style = _said(outcome)
-        grid.add_row(
-            Text(outcome.name),
-            letters(outcome, "isolated"),
-            letters(outcome, "accumulated"),
-            "W" if "weights" in outcome.killed_by else ".",
-            "-" if outcome.effect is None else f"{outcome.effect:.1e}",
-            outcome.first_probe or "-",
-            Text(said, style=style),
-        )
     out = console.stdout()
-    out.print(grid)
+    repeated = len(report.faults) > len({(fault.name, fault.dtype) for fault in report.faults})
+    blocks: dict[str, list[FaultOutcome]] = {}
+    for fault in report.faults:
+        blocks.setdefault(f"{fault.dtype}, {fault.head}" if repeated else fault.dtype, []).append(fault)
+    for title, faults in blocks.items():
+        if len(blocks) > 1:
+            out.print(Text(title, style="bold"))
+        grid = Grid(box=None, pad_edge=False, header_style="bold")
+        for name in ("fault", "own", "end", "W", "effect", "found at", "outcome"):
+            grid.add_column(name, no_wrap=True, justify="right" if name == "effect" else "left")
+        for fault in faults:
+            grid.add_row(
+                Text(fault.name),
+                letters(fault, "isolated"),
+                letters(fault, "accumulated"),
+                "W" if "weights" in fault.killed_by else ".",
+                "-" if fault.effect is None else f"{fault.effect:.1e}",
+                fault.first_probe or "-",
+                Text(fault.said, style=_style(fault)),
+            )
+        out.print(grid)
     out.print(
         "own, end: criteria that saw it in the module itself and end to end (Hygiene, Contract, Noise, Direct); "
         "W: weights; effect: times rounding, in the module itself",
         soft_wrap=True,
     )
-    for alarm in alarms:
+    for alarm in report.alarms:
         seed = "the fixture itself" if alarm.seed is None else f"seed {alarm.seed}"
         out.print(
-            Text(f"false alarm: {alarm.head}, {seed}: {alarm.verdict}: {alarm.detail}", style="red"), soft_wrap=True
+            Text(f"false alarm: {alarm.head}, {alarm.dtype}, {seed}: {alarm.verdict}: {alarm.detail}", style="red"),
+            soft_wrap=True,
         )
-    expected = [outcome for outcome in outcomes if outcome.must_die]
-    harmless = [outcome for outcome in outcomes if outcome.equivalent]
-    out.print(
-        f"{len(expected) - len(survivors)} of {len(expected)} faults found; "
-        f"{sum(o.false_alarm for o in harmless)} alarms in {len(harmless)} harmless changes, "
-        f"{len(alarms)} in {runs} comparisons without a fault"
-    )
+    out.print(report.summary)
 
 
-def _said(outcome: "Outcome") -> tuple[str, str]:
-    """The last column, and its colour."""
-    if outcome.equivalent:
-        return ("false alarm", "red") if outcome.killed else ("equivalent", "dim")
-    if outcome.survived:
-        return "SURVIVED", "bold red"
-    if not outcome.killed:
-        return "within rounding", "dim"
-    if outcome.first_probe != outcome.expected_probe:
-        return f"killed, not at {outcome.expected_probe}", "yellow"
-    return "killed", "green"
+def _style(fault: FaultOutcome) -> str:
+    if fault.survived or fault.false_alarm:
+        return "bold red"
+    if not fault.killed:
+        return "dim"
+    return "green" if fault.first_probe == fault.expected_probe else "yellow"

@@ -55,9 +55,15 @@ class Ratio(_Strict):
 
 
 class Noise(Ratio):
-    """Criterion 3. Neither side's error counts as less than `floor` roundings of the row's values."""
+    """Criterion 3. Neither side's error counts as less than `floor` roundings of the row's values.
+
+    Attributes:
+        small_floor: The same for the reference's error in rows of at most `small_elements` elements, where it does not
+            count as less than the measured null either.
+    """
 
     floor: float = Field(gt=0)
+    small_floor: float = Field(gt=0)
     floor_origin: str = Field(min_length=1)
 
 

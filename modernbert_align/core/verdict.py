@@ -199,9 +199,13 @@ def _judge_row(
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
     noise, noise_limit = None, tolerance.noise.factor_for(record.elements)
-    least = tolerance.noise.floor * tolerance.unit_roundoff * max(record.reference_rms or 0.0, probe.scale)
+    size = max(record.reference_rms or 0.0, probe.scale)
+    least = tolerance.noise.floor * tolerance.unit_roundoff * size
     if record.candidate_error > least:
-        own = max(record.reference_error, least)  # the reference may be exact, or one number right by luck
+        own = max(record.reference_error, least)  # the reference may be exact
+        if record.elements <= tolerance.noise.small_elements:  # or right by luck
+            own = max(own, tolerance.noise.small_floor * tolerance.unit_roundoff * size)
+            own = max(own, (record.null_rel_l2 or 0.0) * size)
         noise = record.candidate_error / own if own else None
         if noise is None or not noise <= noise_limit:
             failed.append("noise")

@@ -190,6 +190,7 @@ class Alarm:
     """
 
     head: str
+    dtype: Dtype
     seed: int | None
     verdict: str
     detail: str
@@ -210,6 +211,7 @@ def unbroken(subject: Subject, seeds: int) -> Iterator[Alarm | None]:
         yield (
             Alarm(
                 head=subject.head,
+                dtype=subject.dtype,
                 seed=seed,
                 verdict=judgement.verdict,
                 detail=f"{first.probe} ({first.mode}): {first.detail}" if first else "",

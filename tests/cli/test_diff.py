@@ -337,3 +337,16 @@ def test_stress_weights_are_judged_without_the_contract(cli, tmp_path):
     assert report["engine"]["name"] == "stream"
     assert all(row["noise_limit"] is not None for row in report["rows"])
     assert cli("gate", next(tmp_path.glob("*.json")), "--require", "model=tiny-stress,dtype=fp32,dtype=bf16")[0] == 0
+
+
+@pytest.mark.parametrize("engine", ["padiff", "stream"])
+def test_two_runs_of_one_command_differ_in_their_times_only(cli, tmp_path, engine):
+    reports = []
+    for folder in ("one", "other"):
+        code, report = diff(cli, tmp_path / folder, "--dtype", "fp32", "--engine", engine)
+        assert code == 0
+        reports.append(report)
+    one, other = reports
+    assert one["timings_s"].keys() == other["timings_s"].keys()
+    differing = {key for key in one if one[key] != other[key]}
+    assert {"timings_s"} <= differing <= {"created", "timings_s", "content_sha256"}

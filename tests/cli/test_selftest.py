@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.commands import selftest as command
 from modernbert_align.core.table import load_table
 from modernbert_align.engines import selftest
 from modernbert_align.engines.faults import catalogue
+from modernbert_align.report.selftest_report import AlarmInfo, FaultOutcome, SelftestReport, render_selftest
 
 SOME = ("epsilon 1e-6 in one norm", "attn.Wo untransposed", "mask filled with fp16's lowest")
 
@@ -34,6 +36,12 @@ def few_faults(monkeypatch):
 
     chosen = {name: catalogue()[name] for name in SOME}
     monkeypatch.setattr(faults, "catalogue", lambda: chosen)
+
+
+@pytest.fixture
+def selftest_cli(cli, tmp_path):
+    """`selftest` whose reports go to a folder of the test."""
+    return lambda *arguments: cli("selftest", "--report-dir", tmp_path, *arguments)
 
 
 def outputs(subject):
@@ -125,9 +133,17 @@ def subject_source(subject):
     return folder, subject.architecture, subject.dtype
 
 
+def test_with_weights_like_trained_ones_every_fault_dies_too(selftest_cli):
+    code, out, err = selftest_cli("--model", "tiny-stress", "--seeds", 1, "--json")
+    document = json.loads(out)
+    assert (document["survivors"], document["alarms"]) == ([], []), err
+    assert code == 0
+    assert len([fault for fault in document["faults"] if fault["must_die"]]) >= 40
+
+
 @pytest.mark.usefixtures("few_faults")
-def test_json_has_the_matrix_and_the_exit_code_is_green(cli):
-    code, out, _ = cli("selftest", "--seeds", 1, "--json")
+def test_json_has_the_matrix_and_the_exit_code_is_green(selftest_cli):
+    code, out, _ = selftest_cli("--seeds", 1, "--json")
     document = json.loads(out)
     assert code == 0
     assert document["survivors"] == []
@@ -144,8 +160,8 @@ def test_json_has_the_matrix_and_the_exit_code_is_green(cli):
 
 
 @pytest.mark.usefixtures("few_faults")
-def test_table_fits_100_columns_and_counts_no_harmless_change(cli):
-    code, out, _ = cli("selftest", "--seeds", 0)
+def test_table_fits_100_columns_and_counts_no_harmless_change(selftest_cli):
+    code, out, _ = selftest_cli("--seeds", 0)
     assert code == 0
     assert "2 of 2 faults found; 0 alarms in 1 harmless changes, 0 in 1 comparisons without a fault" in out
     matrix = out.splitlines()[: 1 + len(SOME)]
@@ -153,7 +169,7 @@ def test_table_fits_100_columns_and_counts_no_harmless_change(cli):
 
 
 @pytest.mark.usefixtures("few_faults")
-def test_comparison_that_always_passes_is_found_out(cli, monkeypatch):
+def test_comparison_that_always_passes_is_found_out(selftest_cli, monkeypatch):
     from modernbert_align.core.verdict import judge
 
     def blind(*arguments):
@@ -162,14 +178,14 @@ def test_comparison_that_always_passes_is_found_out(cli, monkeypatch):
         return type(judged)(rows=rows, verdict="PASS", exit_code=0, coverage=judged.coverage, first_failing=None)
 
     monkeypatch.setattr(selftest, "judge", blind)
-    code, out, _ = cli("selftest", "--seeds", 0, "--json")
+    code, out, _ = selftest_cli("--seeds", 0, "--json")
     assert code == 1
     assert json.loads(out)["survivors"] == list(SOME[:2])
-    assert "SURVIVED" in cli("selftest", "--seeds", 0)[1]
+    assert "SURVIVED" in selftest_cli("--seeds", 0)[1]
 
 
 @pytest.mark.usefixtures("few_faults")
-def test_comparison_that_always_fails_is_found_out(cli, monkeypatch):
+def test_comparison_that_always_fails_is_found_out(selftest_cli, monkeypatch):
     from modernbert_align.core.verdict import judge
 
     def jumpy(*arguments):
@@ -177,11 +193,63 @@ def test_comparison_that_always_fails_is_found_out(cli, monkeypatch):
         return type(judged)(**vars(judged) | {"verdict": "FAIL", "exit_code": 1})
 
     monkeypatch.setattr(selftest, "judge", jumpy)
-    code, out, _ = cli("selftest", "--seeds", 0, "--json")
+    code, out, _ = selftest_cli("--seeds", 0, "--json")
     document = json.loads(out)
     assert code == 1
     assert document["survivors"] == []
     assert document["false_alarms"] == 2  # the harmless change and the fixture itself
+
+
+@pytest.mark.usefixtures("few_faults")
+def test_bf16_runs_fp32_too_and_the_reports_hold_the_matrix_of_both(selftest_cli, tmp_path):
+    code, out, _ = selftest_cli("--seeds", 0, "--dtype", "bf16", "--json")
+    written = (tmp_path / "selftest-tiny-sensitive-bf16.json").read_text()
+    assert code == 0
+    assert json.loads(written) == json.loads(out)
+    report = SelftestReport.model_validate_json(written)
+    assert report.content_sha256 == report.digest()
+    assert [(fault.name, fault.dtype) for fault in report.faults] == [(n, d) for d in ("fp32", "bf16") for n in SOME]
+    by_key = {(fault.name, fault.dtype): fault for fault in report.faults}
+    assert by_key[SOME[0], "fp32"].killed
+    assert by_key[SOME[0], "bf16"].said == "within rounding"
+    assert by_key[SOME[1], "bf16"].places("direct") == "own + end"
+    page = (tmp_path / "selftest-tiny-sensitive-bf16.html").read_text()
+    assert page == render_selftest(report)
+    assert all(page.count(escape(name)) == 1 for name in SOME)  # one line, both precisions
+    assert report.summary in page
+    for forbidden in ("http", "<script", "src=", "@import", "url("):
+        assert forbidden not in page
+
+
+def test_the_page_escapes_what_the_report_says():
+    environment = {
+        "versions": {}, "platform": "", "cpu": "", "cpu_flags": (), "pins": {}, "torch_cpu_capability": "",
+        "torch_threads": 1, "paddle_device": "cpu",
+    }  # fmt: skip
+    bad = "<script>alert(1)</script>"
+    fault = FaultOutcome(
+        name=bad, head=bad, dtype="fp32", must_die=True, equivalent=False, killed=False, killed_by=(), seen={},
+        verdict=bad, first_probe=bad, expected_probe=bad, effect=None,
+    )  # fmt: skip
+    report = SelftestReport(
+        tool_version=bad, created=bad, exit_code=1, model=bad, dtype="fp32", heads=(bad,), seeds=1, table=bad,
+        table_sha256=bad, faults=(fault,), alarms=(AlarmInfo(head=bad, dtype="fp32", seed=3, verdict=bad, detail=bad),),
+        false_alarms=1, runs=2, survivors=(bad,), environment=environment, command=bad,
+    )  # fmt: skip
+    page = render_selftest(report)
+    assert "<script" not in page
+    assert "SURVIVED" in page
+    assert "seed 3" in page
+
+
+def test_all_heads_means_every_fault_on_every_head_that_can_have_it():
+    faults = catalogue()
+    default, every, one = (command._by_head(faults.values(), head) for head in (None, "all", "base"))
+    assert sorted(fault.name for tried in default.values() for fault in tried) == sorted(faults)
+    assert list(default) == ["masked_lm", "sequence_classification"]
+    assert set(every) == {head for fault in faults.values() for head in fault.heads}
+    assert all(tried == [f for f in faults.values() if head in f.heads] for head, tried in every.items())
+    assert one == {"base": every["base"]}
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_the_noise_criterion_holds_up_to_its_limit_and_not_beyond(both, dtype, m
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("elements", "factor"), [(1, 16), (101, 16), (4094, 16), (4095, 16), (4096, 1.5), (9000, 1.5)])
+@pytest.mark.parametrize(("elements", "factor"), [(1, 8), (101, 8), (4094, 8), (4095, 8), (4096, 1.5), (9000, 1.5)])
 def test_a_row_of_few_elements_may_be_noisier_and_one_more_element_may_not(both, dtype, elements, factor):
     assert TOLERANCES[dtype].noise.small_elements == NOISE_SMALL
     both.errors("logits", ISOLATED, dtype, candidate=factor, reference=1.0, elements=elements)
@@ -314,24 +314,36 @@ def test_the_floor_of_an_error_is_relative_to_the_rows_values(comparison, rms):
 
 def test_the_floor_of_a_losss_error_is_absolute_below_the_scale(comparison):
     assert comparison.probes["loss"].scale == 1.0
-    for rms, edge in ((2.0**-9, 16 * 0.25), (4.0, 16 * 1.0)):
+    for rms, edge in ((2.0**-9, 8 * 1.0), (4.0, 8 * 4.0)):
         comparison.errors("loss", ISOLATED, candidate=edge, reference=0.0, reference_rms=rms, elements=1)
         assert comparison.outcome() == PASS
         comparison.errors("loss", ISOLATED, candidate=edge * 1.01, reference=0.0, reference_rms=rms, elements=1)
         assert comparison.outcome() == FAIL
 
 
-@pytest.mark.parametrize(("elements", "factor"), [(1, 16), (10_000, 1.5)])
+@pytest.mark.parametrize(("elements", "edge"), [(1, 8 * 1.0), (10_000, 1.5 * 0.25)])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_reference_without_any_error_allows_little_beyond_rounding(comparison, mode, elements, factor):
-    comparison.errors("final_norm", mode, candidate=0.26 * factor, reference=0.0, elements=elements)
+def test_a_reference_without_any_error_allows_little_beyond_rounding(comparison, mode, elements, edge):
+    comparison.errors("final_norm", mode, candidate=1.04 * edge, reference=0.0, elements=elements)
     assert comparison.outcome() == FAIL
     row = comparison.row("final_norm", mode)
-    assert (row.status, row.failed, row.noise_ratio) == ("fail", ("noise",), pytest.approx(1.04 * factor))
+    assert (row.status, row.failed, row.noise_ratio) == ("fail", ("noise",), pytest.approx(1.04 * row.noise_limit))
     comparison.errors("final_norm", mode, candidate=0.26, reference=0.0, reference_rms=0.0, elements=elements)
     row = comparison.row("final_norm", mode)
     assert (row.failed, row.noise_ratio) == (("noise",), None)
     assert "is the reference's without end, more than " in explain(row)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_in_a_row_of_few_numbers_the_references_error_is_no_less_than_its_null(both, dtype):
+    unit = TOLERANCES[dtype].unit_roundoff
+    for elements, outcome, ratio in ((4095, PASS, 8.0), (4096, FAIL, 80.0)):
+        both.errors("logits", ACCUMULATED, dtype, candidate=80.0, reference=1.0, elements=elements)
+        both.wrong("logits", ACCUMULATED, dtype, null_rel_l2=10 * unit)
+        assert both.outcome() == outcome
+        assert both.row("logits", ACCUMULATED, dtype).noise_ratio == pytest.approx(ratio)
+    both.wrong("logits", ACCUMULATED, dtype, elements=4095, null_rel_l2=9 * unit)
+    assert both.outcome() == FAIL
 
 
 def test_a_candidate_nearer_to_the_oracle_than_the_reference_passes(comparison):
