@@ -107,7 +107,8 @@ class ModernBertPretrainedModel(PretrainedModel):
         """Cast what was read to the model's dtype first; PaddleNLP does not when encoder and file differ in prefix."""
         state, dtype = kwargs.get("state_dict"), kwargs.get("dtype")
         if state is not None and dtype is not None:
-            kwargs["state_dict"] = {name: tensor.astype(dtype) for name, tensor in state.items()}
+            for name, tensor in list(state.items()):  # in place, so that the wide values go one by one
+                state[name] = tensor.astype(dtype)
         return super()._load_pretrained_model(*args, **kwargs)
 
     def _init_weights(self, layer: nn.Layer) -> None:
