@@ -106,6 +106,9 @@ def test_bf16_asks_only_for_faults_beyond_rounding(subjects):
     small = subject.try_fault(catalogue()["epsilon 1e-6 in one norm"])
     assert small.effect < 1
     assert not small.must_die
+    one_number = subject.try_fault(catalogue()["loss over every position"])
+    assert 3 < one_number.effect < 8
+    assert one_number.killed_by == ("noise",)
     large = subject.try_fault(catalogue()["gate and value swapped"])
     assert large.effect > 100
     assert large.must_die
