@@ -27,6 +27,7 @@ from modernbert_align.core.model_config import ModelConfig, parse_config, read_c
 from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.rows import ENGINES, Dtype, EngineName
 from modernbert_align.core.table import Entry, load_table
+from modernbert_align.core.training import Run
 from modernbert_align.errors import AlignError
 
 ITEM_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -59,6 +60,7 @@ class Case:
     reference: Path
     candidate: Path
     architecture: str
+    prefix: str
     entries: tuple[Entry, ...]
     probes: tuple[Probe, ...]
     batch: Inputs
@@ -102,6 +104,7 @@ def prepare(options: argparse.Namespace, temp: Path) -> Case:
         reference=source.folder,
         candidate=candidate,
         architecture=table.architecture(head),
+        prefix=table.prefix(head),
         entries=table.expand(config, head),
         probes=load_probes(config, head, table.prefix(head)),
         batch=make_inputs(source.inputs or default_inputs(config), config, head),
@@ -186,7 +189,8 @@ def compare(case: Case) -> dict[str, Span]:
         case.architecture,
         case.config,
         case.head,
-        case.engine,
+        Run(engine=case.engine),
+        case.prefix,
         case.entries,
         case.probes,
         case.batch,

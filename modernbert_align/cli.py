@@ -167,10 +167,20 @@ def diff(
         str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
     ] = None,
     report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
+    phase: Annotated[
+        str,
+        typer.Option(
+            help="What is compared: outputs, gradients, or the weights after some AdamW steps.",
+            metavar="forward|backward|step",
+        ),
+    ] = "forward",
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of --phase step. Default: 3.", show_default=False)
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
-            help="padiff runs a pass at a time, stream all of them in lock-step. Default: padiff.",
+            help="Of the forward phase: padiff (default) runs a pass at a time, stream all of them in lock-step.",
             metavar="padiff|stream",
         ),
     ] = None,
@@ -201,6 +211,8 @@ def diff(
             report_dir=report_dir,
             policy=policy,
             engine=engine,
+            phase=phase,
+            steps=steps,
             as_json=as_json,
         )
     )
@@ -245,6 +257,9 @@ def selftest(
     model: Annotated[
         str, typer.Option(help="A fixture; in the default no term of the model is zero.", metavar="FIXTURE")
     ] = "tiny-sensitive",
+    phase: Annotated[
+        str | None, typer.Option(help="One phase of diff alone. Default: all.", metavar="forward|backward|step")
+    ] = None,
     seeds: Annotated[
         int,
         typer.Option(help="How many unbroken models per head, with other weights and inputs, must raise no alarm."),
@@ -261,7 +276,15 @@ def selftest(
     from modernbert_align.commands import selftest as command
 
     raise typer.Exit(
-        command.run(dtype=dtype, head=head, model=model, seeds=seeds, report_dir=report_dir, as_json=as_json)
+        command.run(
+            dtype=dtype,
+            head=head,
+            model=model,
+            phase=phase,
+            seeds=seeds,
+            report_dir=report_dir,
+            as_json=as_json,
+        )
     )
 
 
@@ -270,7 +293,9 @@ def gate(
     reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff.")],
     require: Annotated[
         list[str] | None,
-        typer.Option(help="What must be there, for example model=base,dtype=fp32,dtype=bf16. May be given again."),
+        typer.Option(
+            help="What must be there, for example model=base,dtype=fp32,dtype=bf16; also phase= and head=. Repeatable."
+        ),
     ] = None,
     policy: Annotated[
         str | None,

@@ -140,16 +140,36 @@ class PermutedSums:
         """[... in] -> [... out]."""
         if not self.active:
             return torch.nn.Linear.forward(module, x)
-        order = self._orders[module.in_features]
-        out = x.new_empty(*x.shape[:-1], module.out_features)  # [... out]
-        x = x[..., order]
-        for start in range(0, module.out_features, _ROWS):
-            rows = slice(start, start + _ROWS)
-            bias = None if module.bias is None else module.bias[rows]
-            out[..., rows] = torch.nn.functional.linear(x, module.weight[rows][:, order], bias)
-        return out
+        return _PermutedLinear.apply(x, module.weight, module.bias, self._orders[module.in_features])
 
     def remove(self) -> None:
         """Give the modules their own forward() back."""
         for module in self._modules:
             module.__dict__.pop("forward", None)
+
+
+class _PermutedLinear(torch.autograd.Function):
+    """A Linear that sums in another order, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, order: torch.Tensor
+    ) -> torch.Tensor:
+        """[... in], [out in], [out] -> [... out]; `order` permutes the input features."""
+        ctx.save_for_backward(x, weight, bias)
+        out = x.new_empty(*x.shape[:-1], len(weight))  # [... out]
+        x = x[..., order]
+        for start in range(0, len(weight), _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = None if bias is None else bias[rows]
+            out[..., rows] = torch.nn.functional.linear(x, weight[rows][:, order], part)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """[... out] -> gradients of what forward() took; output features and tokens are summed backwards."""
+        x, weight, bias = ctx.saved_tensors
+        gradient = gradients[0]
+        for_x = gradient.flip(-1) @ weight.flip(0)  # [... in]
+        flat, tokens = gradient.flatten(0, -2).flip(0), x.flatten(0, -2).flip(0)  # [tokens out], [tokens in]
+        return for_x, flat.mT @ tokens, None if bias is None else flat.sum(dim=0), None

@@ -14,7 +14,7 @@ Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py, modeling_
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.metrics import Floats
 from modernbert_align.core.model_config import SLIDING, ModelConfig, RopeScaling
+from modernbert_align.core.training import EMBEDDED
 
 _BLOCK = 1 << 22  # float64 elements of a weight, of attention scores or of logits that are held at a time: 32 MB
 # F.gelu is the exact one (erf)
@@ -38,7 +39,7 @@ class Oracle:
 
     Weights are widened where they are used, a block at a time, and not kept. Returned tensors may share memory with
     arguments or with each other: read them only. The methods named after modules take what the module takes, in any
-    float dtype, and return its output.
+    float dtype, and return its output. Gradients of `accumulated` can be taken, if its weights are float64.
 
     Args:
         config: The architecture.
@@ -52,39 +53,39 @@ class Oracle:
         self._model: Any = reference
         self._body: Any = reference if head == "base" else reference.model
 
-    def accumulated(self, inputs: Inputs) -> Iterator[tuple[str, torch.Tensor]]:
-        """The whole forward pass, every module on the oracle's own values.
+    def accumulated(
+        self, inputs: Inputs, sums: torch.dtype = torch.float64
+    ) -> Generator[tuple[str, torch.Tensor], torch.Tensor | None, None]:
+        """The whole forward pass, every module on the oracle's own values or on those sent instead of them.
+
+        Args:
+            inputs: What the models are run on.
+            sums: What the input of a feed-forward norm is rounded to. It is a sum of two probes' values; where those
+                are the reference's, sent, so must their sum be (see `isolated`).
 
         Yields:
-            Probe name and value, float64, in execution order and shaped like the reference's; the loss last, where the
-            inputs have labels.
+            Probe name and value, float64, in execution order and shaped like the reference's; before them the embedded
+            tokens, and the loss last, where the inputs have labels.
         """
         mask = torch.from_numpy(inputs.attention_mask)  # [batch seq]
-        x = self.embeddings(torch.from_numpy(inputs.input_ids))  # [batch seq hidden]
-        yield "embeddings", x
+        x = yield from _at(EMBEDDED, self.embedded(torch.from_numpy(inputs.input_ids)))  # [batch seq hidden]
+        x = yield from _at("embeddings", self.norm(x, self._body.embeddings.norm))
         for i in range(self._config.num_hidden_layers):
-            normed = self.attn_norm(i, x)
-            yield f"layers.{i}.attn_norm", normed
-            attended = self.attn(i, normed, mask)
-            yield f"layers.{i}.attn", attended
-            x = x + attended
-            normed = self.mlp_norm(i, x)
-            yield f"layers.{i}.mlp_norm", normed
-            transformed = self.mlp(i, normed)
-            yield f"layers.{i}.mlp", transformed
-            x = x + transformed
-            yield f"layers.{i}", x
-        x = self.final_norm(x)
-        yield "final_norm", x
+            normed = yield from _at(f"layers.{i}.attn_norm", self.attn_norm(i, x))
+            attended = yield from _at(f"layers.{i}.attn", self.attn(i, normed, mask))
+            x = _rounded(x + attended, sums)
+            normed = yield from _at(f"layers.{i}.mlp_norm", self.mlp_norm(i, x))
+            transformed = yield from _at(f"layers.{i}.mlp", self.mlp(i, normed))
+            x = yield from _at(f"layers.{i}", x + transformed)
+        x = yield from _at("final_norm", self.final_norm(x))
         if self._head != "base":
-            x = self.head(self.pooled(x, mask))
-            yield "head", x
-            x = self.logits(x)
-            yield "logits", x
+            x = yield from _at("head", self.head(self.pooled(x, mask)))
+            x = yield from _at("logits", self.logits(x))
         yield from self.outputs(x).items()
         if inputs.labels:
             yield "loss", self.loss(x, inputs.labels)
 
+    @torch.no_grad()
     def isolated(self, probe: str, inputs: Inputs, recorded: Mapping[str, torch.Tensor | Floats]) -> torch.Tensor:
         """One probe from the values that the reference's modules before it returned.
 
@@ -115,6 +116,8 @@ class Oracle:
             return given(f"layers.{layer - 1}" if layer else "embeddings")
 
         match probe.split("."):
+            case [str(name)] if name == EMBEDDED:
+                return self.embedded(torch.from_numpy(inputs.input_ids))
             case ["embeddings"]:
                 return self.embeddings(torch.from_numpy(inputs.input_ids))
             case ["layers", index]:
@@ -141,10 +144,13 @@ class Oracle:
             case _:
                 return self.outputs(given("final_norm" if self._head == "base" else "logits"))[probe]
 
+    def embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[batch seq] ids -> [batch seq hidden], not normalised."""
+        return _wide(F.embedding(input_ids, self._body.embeddings.tok_embeddings.weight))
+
     def embeddings(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[batch seq] ids -> [batch seq hidden]."""
-        module = self._body.embeddings
-        return self.norm(F.embedding(input_ids, module.tok_embeddings.weight.detach()), module.norm)
+        return self.norm(self.embedded(input_ids), self._body.embeddings.norm)
 
     def attn_norm(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """[batch seq hidden] -> same shape; the first layer has no norm here."""
@@ -236,13 +242,14 @@ class Oracle:
         return torch.ones_like(back, dtype=torch.bool)
 
     def weights(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Attention weights, [batch heads rows keys]; not a number for a query that sees nothing.
+        """Attention weights, [batch heads rows keys]; those of a query that sees nothing are not used.
 
         Args:
             scores: Same shape; may be overwritten.
             seen: [batch 1 rows keys].
         """
-        return scores.masked_fill_(~seen, -math.inf).softmax(dim=-1)
+        blind = ~seen.any(dim=-1, keepdim=True)  # left unmasked, so that its gradient is a number
+        return scores.masked_fill_(~(seen | blind), -math.inf).softmax(dim=-1)
 
     def merged(self, mixed: torch.Tensor) -> torch.Tensor:
         """[batch seq heads head_dim] -> [batch seq hidden]."""
@@ -371,9 +378,20 @@ class Oracle:
         return F.layer_norm(_wide(x), x.shape[-1:], _wide(module.weight), bias, self._config.norm_eps)
 
 
+def _at(probe: str, value: torch.Tensor) -> Generator[tuple[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
+    """Yield a probe's value; returns that or what was sent for it."""
+    sent = yield probe, value
+    return value if sent is None else sent
+
+
+def _rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The values of `x` rounded to another dtype, with the gradient of `x`."""
+    return x + (x.to(dtype).to(x.dtype) - x).detach()
+
+
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """The same values in float64, without a gradient."""
-    return x.detach().to(torch.float64)
+    """The same values in float64; a gradient is only taken through what is float64 already."""
+    return x if x.dtype == torch.float64 else x.detach().to(torch.float64)
 
 
 def linear(x: torch.Tensor, module: Any) -> torch.Tensor:

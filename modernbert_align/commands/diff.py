@@ -23,9 +23,10 @@ from modernbert_align.core.hints import hints
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import ENGINES, Dtype, EngineName, Record, WeightCheck
+from modernbert_align.core.rows import ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
+from modernbert_align.core.training import MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
 from modernbert_align.errors import MissingPackageError, UsageError
 from modernbert_align.report.html_report import write_html
@@ -42,6 +43,8 @@ from modernbert_align.report.schema import (
 )
 from modernbert_align.report.terminal import print_report
 
+DEFAULT_STEPS = 3
+
 
 def run(
     *,
@@ -53,29 +56,48 @@ def run(
     report_dir: Path,
     policy: str | None,
     engine: str | None,
+    phase: str,
+    steps: int | None,
     as_json: bool,
 ) -> int:
     """Compare a checkpoint in both frameworks, or two traces; returns the exit code."""
     if dtype is not None and dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
+    if phase not in PHASES:
+        raise UsageError(f"unknown phase `{phase}`", hint=f"one of {', '.join(PHASES)}")
+    if engine is not None and phase != "forward":
+        raise UsageError(f"--engine chooses what drives the forward phase, not {phase}", hint="leave it out")
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"unknown engine `{engine}`", hint=f"one of {', '.join(ENGINES)}")
+    if steps is not None and (phase != "step" or not 1 <= steps <= MOST_STEPS):
+        raise UsageError(
+            f"--steps {steps} with phase {phase}", hint=f"give 1 to {MOST_STEPS}, and only with --phase step"
+        )
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    how = Run()
+    if phase == "backward":
+        how = Run(phase="backward", engine="autograd")
+    elif phase == "step":
+        how = Run(phase="step", engine="autograd", steps=steps or DEFAULT_STEPS)
+    elif engine is not None:
+        how = Run(engine=engine)
     table = load_table()
     if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
 
-        given = {"--model": model, "--head": head, "--engine": engine}
+        given = {"--model": model, "--head": head, "--engine": engine, "--phase": None if phase == "forward" else phase}
         paths = trace_diff.check_arguments(reference, candidate, given)
         report = trace_diff.compare(*paths, dtype, policy, table)  # type: ignore[arg-type]
     else:
         if head is not None:
             table.check_head(head)
-        source, engine = resolve_model(model or "base", table, console.notify, head), engine or "padiff"
+        source = resolve_model(model or "base", table, console.notify, head)
         with ExitStack() as stack:
-            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, engine, stack)
+            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, how, stack)
     stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
+    if phase != "forward":
+        stem += f"-{phase}"
     json_path, html_path = report_dir / f"{stem}.json", report_dir / f"{stem}.html"
     write_json(report, json_path)
     write_html(report, html_path)
@@ -94,7 +116,7 @@ def _compare(
     dtypes: tuple[Dtype, ...],
     policy: str | None,
     table: Table,
-    engine: EngineName,
+    how: Run,
     stack: ExitStack,
 ) -> Report:
     raw = read_config_file(source.folder)
@@ -124,11 +146,13 @@ def _compare(
             records,
             weights,
             Expectation(
-                probes=probes,
+                probes=phase_probes(how, probes, entries, table.prefix(chosen)),
                 dtypes=of,
                 weights=len(entries),
                 fixture=fixture,
                 needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+                phase=how.phase,
+                losses=phase_losses(how.phase, batch),
             ),
             tolerances,
             used_policy,  # type: ignore[arg-type]
@@ -140,7 +164,8 @@ def _compare(
         table.architecture(chosen),
         config,
         chosen,
-        engine,
+        how,
+        table.prefix(chosen),
         entries,
         probes,
         batch,
@@ -157,22 +182,26 @@ def _compare(
         exit_code=judgement.exit_code,
         policy=used_policy,  # type: ignore[arg-type]
         dtype=dtypes[-1],
+        phase=how.phase,
+        steps=how.steps,
         execution={
             d: Execution(reference="native", candidate=result.execution[d])  # type: ignore[arg-type]
             for d in dtypes
         },
         model=_model_info(source, folder, candidate, config, chosen, differences, table),
         inputs=_input_info(batch),
-        thresholds=thresholds(tolerances, judgement),
+        thresholds=thresholds(tolerances, judgement, how.phase),
         coverage=judgement.coverage,
         weights=result.weights,
         rows=judgement.rows,
         first_failing=judgement.first_failing,
         cause=result.cause,
-        hints=hints(judgement, result.weights, differences, result.cause) if judgement.verdict != "PASS" else (),
+        hints=hints(judgement, result.weights, differences, result.cause, how.phase)
+        if judgement.verdict != "PASS"
+        else (),
         engine=Engine(
-            name=engine,
-            version=described["versions"].get("padiff", "unknown") if engine == "padiff" else __version__,
+            name=how.engine,
+            version=described["versions"].get("padiff", "unknown") if how.engine == "padiff" else __version__,
             passes=tuple(EnginePass(**vars(note)) for note in result.passes),
         ),
         environment=Environment(**described, **alignment.environment()),  # type: ignore[arg-type]
@@ -260,19 +289,22 @@ def _input_info(batch: Inputs) -> InputInfo:
     )
 
 
-def thresholds(tolerances: Mapping[Dtype, Tolerance], judgement: Judgement) -> tuple[Threshold, ...]:
+def thresholds(
+    tolerances: Mapping[Dtype, Tolerance], judgement: Judgement, phase: Phase = "forward"
+) -> tuple[Threshold, ...]:
     """Every number that decides, and those whose measurement does not exist yet."""
     found = []
     for dtype, t in tolerances.items():
         under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)
-        small = f"null_ratio, at most {t.direct.small_elements} elements"
-        small_noise = f"noise_ratio, at most {t.noise.small_elements} elements"
+        noise, direct = t.criteria(phase).noise, t.criteria(phase).direct
+        small = f"null_ratio, at most {direct.small_elements} elements"
+        small_noise = f"noise_ratio, at most {noise.small_elements} elements"
         numbers: tuple[tuple[Literal["contract", "noise", "direct"], str, float, str, bool], ...] = (
             ("contract", "mean_abs", t.contract.mean_abs, t.contract.origin, under_contract),
-            ("noise", "noise_ratio", t.noise.factor, t.noise.origin, True),
-            ("noise", small_noise, t.noise.small_factor, t.noise.small_origin, True),
-            ("direct", "null_ratio", t.direct.factor, t.direct.origin, True),
-            ("direct", small, t.direct.small_factor, t.direct.small_origin, True),
+            ("noise", "noise_ratio", noise.factor, noise.origin, True),
+            ("noise", small_noise, noise.small_factor, noise.small_origin, True),
+            ("direct", "null_ratio", direct.factor, direct.origin, True),
+            ("direct", small, direct.small_factor, direct.small_origin, True),
         )
         found += [
             Threshold(dtype=dtype, criterion=criterion, measure=measure, value=value, origin=origin, applied=applied)

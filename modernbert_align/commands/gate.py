@@ -11,8 +11,10 @@ from modernbert_align.commands import console
 from modernbert_align.core.fixtures import InputSpec, contract_fixture, load_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
+from modernbert_align.core.rows import PHASES
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.training import MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import (
     POLICIES,
     RUNS,
@@ -35,11 +37,12 @@ from modernbert_align.report.schema import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One `--require`: a model, optionally a head, and the dtypes that must have been compared."""
+    """One `--require`: a model, optionally a head and a phase, and the dtypes that must have been compared."""
 
     text: str
     model: str
     head: str | None
+    phase: str
     dtypes: tuple[str, ...]
 
 
@@ -50,24 +53,27 @@ def parse_requirement(text: str) -> Requirement:
         UsageError: It is not of that form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    values: dict[str, list[str]] = {"model": [], "head": [], "dtype": []}
+    values: dict[str, list[str]] = {"model": [], "head": [], "phase": [], "dtype": []}
     for key, sign, value in pairs:
         if key not in values or not sign or not value:
             raise UsageError(
                 f"--require `{text}`: `{key}{sign}{value}` is not understood",
-                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME",
+                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME or phase=NAME",
             )
         values[key].append(value)
-    unknown = sorted(set(values["dtype"]) - set(RUNS))
-    if len(values["model"]) != 1 or len(values["head"]) > 1 or not values["dtype"] or unknown:
+    unknown = set(values["dtype"]) - set(RUNS) or set(values["phase"]) - set(PHASES)
+    several = any(len(values[key]) > 1 for key in ("head", "phase"))
+    if len(values["model"]) != 1 or several or not values["dtype"] or unknown:
         raise UsageError(
-            f"--require `{text}` needs one model, at most one head, and dtypes out of {', '.join(RUNS)}",
+            f"--require `{text}` needs one model, at most one head and one phase (of {', '.join(PHASES)}), "
+            f"and dtypes out of {', '.join(RUNS)}",
             hint="for example --require model=base,dtype=fp32,dtype=bf16",
         )
     return Requirement(
         text=text,
         model=values["model"][0],
         head=values["head"][0] if values["head"] else None,
+        phase=values["phase"][0] if values["phase"] else "forward",
         dtypes=tuple(values["dtype"]),
     )
 
@@ -96,6 +102,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
                         "model": report.model.name,
                         "head": report.model.head,
                         "dtype": report.dtype,
+                        "phase": report.phase,
                         "verdict": judgement.verdict,
                         "exit_code": judgement.exit_code,
                         "coverage": judgement.coverage.model_dump(mode="json"),
@@ -109,7 +116,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
     for path, report, judgement in outcomes:
         coverage = judgement.coverage
         out.print(
-            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype}: "
+            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}: "
             f"{coverage.compared} of {coverage.expected} rows, {coverage.weights_compared} of "
             f"{coverage.weights_expected} weights  {path}",
             soft_wrap=True,
@@ -139,17 +146,23 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
     batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config, report.model.head)
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
+    run = Run(phase=report.phase, steps=report.steps)
+    if (run.phase == "step") != (run.steps is not None and 1 <= run.steps <= MOST_STEPS):
+        raise ReportError(f"`{path}` says phase {run.phase} and {run.steps} steps", hint="run `diff` again")
+    prefix, entries = table.prefix(report.model.head), table.expand(config, report.model.head)
     dtypes = RUNS[report.dtype]
     fixture = contract_fixture(report.model.fixture)
     return judge(
         report.rows,
         report.weights,
         Expectation(
-            probes=load_probes(config, report.model.head, table.prefix(report.model.head)),
+            probes=phase_probes(run, load_probes(config, report.model.head, prefix), entries, prefix),
             dtypes=dtypes,
-            weights=len(table.expand(config, report.model.head)),
+            weights=len(entries),
             fixture=fixture,
             needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+            phase=report.phase,
+            losses=phase_losses(report.phase, batch),
         ),
         load_tolerances(dtypes),
         policy or default_policy(fixture),
@@ -185,5 +198,6 @@ def _meets(report: Report, requirement: Requirement, dtype: str) -> bool:
     return (
         report.model.name == requirement.model
         and requirement.head in (None, report.model.head)
+        and requirement.phase == report.phase
         and dtype in RUNS[report.dtype]
     )

@@ -15,7 +15,7 @@ from modernbert_align.backends.sources import resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.convert import Request, convert
 from modernbert_align.core.fixtures import fixture_names
-from modernbert_align.core.rows import Dtype, Mode
+from modernbert_align.core.rows import PHASES, Dtype, Mode, Phase
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.verdict import RUNS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, MissingPackageError, UsageError
@@ -30,12 +30,17 @@ ALL_HEADS = "all"
 _LETTERS = {"hygiene": "H", "contract": "C", "noise": "N", "direct": "D"}
 
 
-def run(*, dtype: str, head: str | None, model: str, seeds: int, report_dir: Path, as_json: bool) -> int:
+def run(
+    *, dtype: str, head: str | None, model: str, phase: str | None, seeds: int, report_dir: Path, as_json: bool
+) -> int:
     """Inject every fault into a fixture's candidate; returns the exit code: 1 for a survivor or a false alarm."""
     if dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
     if model not in fixture_names():
         raise UsageError(f"`{model}` is not a fixture", hint=f"one of {', '.join(fixture_names())}")
+    if phase not in (None, *PHASES):
+        raise UsageError(f"unknown phase `{phase}`", hint=f"one of {', '.join(PHASES)}")
+    phases: Sequence[Phase] = PHASES if phase is None else (phase,)
     if seeds < 0:
         raise UsageError(f"--seeds is {seeds}", hint="give 0 or more")
     table = load_table()
@@ -49,14 +54,14 @@ def run(*, dtype: str, head: str | None, model: str, seeds: int, report_dir: Pat
         from modernbert_align.engines.faults import catalogue
     except ImportError as error:
         raise MissingPackageError(f"a package is missing: {error}", hint="run `modernbert-align doctor`") from None
-    by_head = _by_head(catalogue().values(), head)
+    by_head = _by_head([fault for fault in catalogue().values() if fault.phase in phases], head)
     outcomes: list[Outcome] = []
     unbroken: list[Alarm | None] = []
     with tempfile.TemporaryDirectory(prefix="modernbert-align-") as temporary:
         for one in RUNS[dtype]:
             for chosen, faults in by_head.items():
                 subject = _subject(model, chosen, one, table, Path(temporary) / f"{chosen}-{one}")
-                tried, compared = _try(subject, faults, seeds)
+                tried, compared = _try(subject, faults, phases, seeds)
                 outcomes += tried
                 unbroken += compared
     alarms = [alarm for alarm in unbroken if alarm is not None]
@@ -69,6 +74,7 @@ def run(*, dtype: str, head: str | None, model: str, seeds: int, report_dir: Pat
         model=model,
         dtype=RUNS[dtype][-1],
         heads=tuple(by_head),
+        phases=tuple(phases),
         seeds=seeds,
         table=table.id,
         table_sha256=table.digest,
@@ -118,7 +124,9 @@ def _subject(model: str, head: str, dtype: Dtype, table: Table, out: Path) -> "S
     return Subject(source.fixture, source.folder, candidate, head, dtype, table)
 
 
-def _try(subject: "Subject", faults: Sequence["Fault"], seeds: int) -> tuple[list["Outcome"], list["Alarm | None"]]:
+def _try(
+    subject: "Subject", faults: Sequence["Fault"], phases: Sequence[Phase], seeds: int
+) -> tuple[list["Outcome"], list["Alarm | None"]]:
     """All faults that the model can have in this precision, then models without one."""
     from modernbert_align.engines.selftest import unbroken
 
@@ -128,8 +136,9 @@ def _try(subject: "Subject", faults: Sequence["Fault"], seeds: int) -> tuple[lis
         console.notify(f"{subject.head} {number}/{len(applicable)}: {fault.name}")
         outcomes.append(subject.try_fault(fault))
     alarms = []
-    for number, alarm in enumerate(unbroken(subject, seeds)):
-        console.notify(f"{subject.head}, no fault {number}/{seeds}: {alarm.verdict if alarm else 'no alarm'}")
+    for number, alarm in enumerate(unbroken(subject, seeds, phases), start=1):
+        said = alarm.verdict if alarm else "no alarm"
+        console.notify(f"{subject.head}, no fault {number}/{(seeds + 1) * len(phases)}: {said}")
         alarms.append(alarm)
     return outcomes, alarms
 
@@ -171,10 +180,8 @@ def _print(report: SelftestReport) -> None:
     )
     for alarm in report.alarms:
         seed = "the fixture itself" if alarm.seed is None else f"seed {alarm.seed}"
-        out.print(
-            Text(f"false alarm: {alarm.head}, {alarm.dtype}, {seed}: {alarm.verdict}: {alarm.detail}", style="red"),
-            soft_wrap=True,
-        )
+        said = f"false alarm: {alarm.head}, {alarm.dtype}, {alarm.phase}, {seed}: {alarm.verdict}: {alarm.detail}"
+        out.print(Text(said, style="red"), soft_wrap=True)
     out.print(report.summary)
 
 

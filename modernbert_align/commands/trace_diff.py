@@ -92,6 +92,8 @@ def compare(reference: Path, candidate: Path, dtype: Dtype | None, policy: Polic
         exit_code=judgement.exit_code,
         policy=used_policy,
         dtype=pair.dtypes[-1],
+        phase="forward",
+        steps=None,
         execution={name: Execution(reference="native", candidate=ours.execution[name]) for name in pair.dtypes},
         model=_model_info(pair),
         inputs=InputInfo(

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from modernbert_align.core.metrics import ByRow, Floats, finite, measure
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import Dtype, Mode, Observation, Record
+from modernbert_align.core.rows import Dtype, Loss, Mode, Observation, Phase, Record
 
 Mask = npt.NDArray[np.bool_]
 
@@ -39,6 +40,8 @@ class Context:
     mask: Mask
     dtype: Dtype
     mode: Mode
+    phase: Phase = "forward"
+    loss: Loss | None = None
 
     def mask_for(self, probe: Probe) -> Mask | None:
         """The mask of a probe's positions; None where all are compared."""
@@ -46,7 +49,11 @@ class Context:
 
     def unseen(self, probe: Probe, observation: Observation, reason: str) -> Record:
         """The record of a probe that was not measured."""
-        return Record(probe=probe.name, dtype=self.dtype, mode=self.mode, observation=observation, reason=reason)
+        return self.record(probe, observation=observation, reason=reason)
+
+    def record(self, probe: Probe, **measured: Any) -> Record:
+        """A record of a probe."""
+        return Record(probe=probe.name, dtype=self.dtype, mode=self.mode, phase=self.phase, loss=self.loss, **measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +102,14 @@ def compare(
         for side, array in (("reference", expected), ("candidate", values)):
             if not finite(array, mask):
                 return unseen("nonfinite", f"the {side}'s output has values that are not finite")
-        metrics = measure(values, expected, mask, scale=probe.scale, oracle=beside.oracle, ulps=context.dtype == "bf16")
+        ulps = context.dtype == "bf16" and not probe.float32
+        metrics = measure(values, expected, mask, scale=probe.scale, oracle=beside.oracle, ulps=ulps)
     except ValueError as empty:
         return unseen("empty", str(empty))
     if metrics.reference_error is not None and not math.isfinite(metrics.reference_error):
         return unseen("nonfinite", "the oracle's value is not finite")
-    return Record(
-        probe=probe.name,
-        dtype=context.dtype,
-        mode=context.mode,
+    return context.record(
+        probe,
         observation="compared",
         shape=tuple(expected.shape),
         null_rel_l2=max(beside.null_parts.values(), default=None),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from modernbert_align.core.cause import Cause
-from modernbert_align.core.rows import WeightCheck
+from modernbert_align.core.rows import Phase, WeightCheck
 from modernbert_align.core.verdict import Failing, Judgement
 from modernbert_align.errors import EXIT_ALIGNED
 
@@ -22,12 +22,20 @@ _BY_KIND = {
     "output": "the model computes the right values and returns something else: compare what forward() returns",
 }
 
+_BY_PHASE = {
+    "backward": "if `diff --phase forward` passes, look for what only gradients see: a detach or stop_gradient, a tied "
+    "weight that is a copy, a custom backward",
+    "step": "if `diff --phase backward` passes, compare the optimizers: which weights are decayed, betas, epsilon, "
+    "bias correction, and whether weights are kept in float32",
+}
+
 
 def hints(
     judgement: Judgement,
     weights: Sequence[WeightCheck],
     config_differences: Sequence[str],
     cause: Cause | None = None,
+    phase: Phase = "forward",
 ) -> tuple[str, ...]:
     """Advice for a verdict that is not PASS, most specific first; none where the cause has been found."""
     found: list[str] = []
@@ -43,6 +51,8 @@ def hints(
     if judgement.verdict == "EXPLAINED":
         accepts = "" if judgement.exit_code == EXIT_ALIGNED else "; --policy noise-aware accepts that"
         found.append(f"the contract is exceeded by no more than rounding explains{accepts}")
+    elif first is not None and first.probe and phase != "forward":
+        found.append(f"{first.probe}: {_BY_PHASE[phase]}")
     elif first is not None and first.mode == "accumulated" and judgement.verdict == "FAIL":
         found.append(
             f"{first.probe}: every part is right on the reference's inputs and only the whole is not: compare what is "

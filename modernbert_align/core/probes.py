@@ -44,6 +44,7 @@ class Probe:
         tokens: Whether the output is [batch seq ...], so that padding is left out.
         scale: Smallest magnitude that errors are relative to.
         may_omit: How many outputs after the first the reference may leave out.
+        float32: Whether the values are kept in float32 whatever the dtype, as an optimizer's state is.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Probe:
     tokens: bool = True
     scale: float = 0.0
     may_omit: int = 0
+    float32: bool = False
 
 
 def load_probes(config: ModelConfig, head: str, prefix: str) -> tuple[Probe, ...]:

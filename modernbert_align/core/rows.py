@@ -5,21 +5,27 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Mode = Literal["isolated", "accumulated"]
-Phase = Literal["forward"]
+Phase = Literal["forward", "backward", "step"]
+# What was differentiated: a fixed random projection of the outputs, or the loss of the model's own head.
+Loss = Literal["projection", "head"]
 Dtype = Literal["fp32", "bf16"]
 Observation = Literal["compared", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite", "empty"]
 Status = Literal["pass", "explained", "fail", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite"]
-EngineName = Literal["padiff", "stream", "trace"]  # trace: both sides were recorded alone
+EngineName = Literal["padiff", "stream", "autograd", "trace"]  # trace: both sides were recorded alone
 
-ENGINES: tuple[EngineName, ...] = ("padiff", "stream")  # that run both models
+ENGINES: tuple[EngineName, ...] = ("padiff", "stream")  # that run both models in the forward phase
 MODES: tuple[Mode, ...] = ("isolated", "accumulated")
+PHASES: tuple[Phase, ...] = ("forward", "backward", "step")
 
 
 class Record(BaseModel):
     """What an engine saw of one probe in one pass. Measured numbers are None where they could not be taken.
 
     Attributes:
+        probe: A compared module; in the backward phase also a weight, whose gradient is compared; in the step phase a
+            weight or a moment of the optimizer.
         mode: isolated (the module's own error, its inputs being the reference's) or accumulated (end to end).
+        loss: What was differentiated; None in the forward phase.
         observation: Why there are, or are no, numbers.
         reason: In words, where `observation` is not `compared`.
         shape: Of the reference's tensor.
@@ -39,6 +45,7 @@ class Record(BaseModel):
     dtype: Dtype
     mode: Mode
     phase: Phase = "forward"
+    loss: Loss | None = None
     observation: Observation
     reason: str = ""
     shape: tuple[int, ...] | None = None

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modernbert_align.core.probes import Probe
 from modernbert_align.core.resources import configs_dir, read_toml
-from modernbert_align.core.rows import Dtype, Mode
+from modernbert_align.core.rows import Dtype, Mode, Phase
 from modernbert_align.errors import TableError
 
 
@@ -67,24 +68,42 @@ class Noise(Ratio):
     floor_origin: str = Field(min_length=1)
 
 
+class Criteria(_Strict):
+    """Criteria 3 and 4 of one phase."""
+
+    noise: Noise
+    direct: Ratio
+
+
 class Tolerance(_Strict):
     """Everything that decides about one dtype.
 
     Attributes:
         unit_roundoff: Largest relative error of rounding to the dtype.
         accumulator_roundoff: The same for the format sums are kept in.
+        contract: For the forward phase; no other has one.
+        forward, backward, step: By phase.
     """
 
     dtype: Dtype
     unit_roundoff: float = Field(gt=0)
     accumulator_roundoff: float = Field(gt=0)
     contract: Contract
-    noise: Noise
-    direct: Ratio
+    forward: Criteria
+    backward: Criteria
+    step: Criteria
 
-    def floor(self, fan_in: int) -> float:
-        """How far two faithful computations may be apart, relatively: one rounding and a sum of `fan_in` terms."""
-        return self.unit_roundoff + self.accumulator_roundoff * math.sqrt(fan_in)
+    def criteria(self, phase: Phase) -> Criteria:
+        """Criteria 3 and 4 of a phase."""
+        return {"forward": self.forward, "backward": self.backward, "step": self.step}[phase]
+
+    def roundoff(self, probe: Probe) -> float:
+        """Largest relative error of rounding a probe's values to the format they are kept in."""
+        return self.accumulator_roundoff if probe.float32 else self.unit_roundoff
+
+    def floor(self, probe: Probe) -> float:
+        """How far two faithful computations may be apart, relatively: one rounding and the probe's widest sum."""
+        return self.roundoff(probe) + self.accumulator_roundoff * math.sqrt(probe.fan_in)
 
 
 def load_tolerance(dtype: Dtype) -> Tolerance:

@@ -10,18 +10,19 @@ Judging needs records and installed tolerances only, so a saved report can be ju
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, Mode, Record, Row, Status, WeightCheck
+from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Record, Row, Status, WeightCheck
 from modernbert_align.core.tolerance import Tolerance
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, ReportError
 
 Policy = Literal["contract", "noise-aware"]
+Key = tuple[str, Dtype, Mode, Phase, Loss | None]  # what makes a row itself; the first is the probe's name
 Verdict = Literal["PASS", "EXPLAINED", "FAIL", "NOT_COMPARED"]
 POLICIES: tuple[Policy, ...] = ("contract", "noise-aware")
 # What a comparison in a dtype runs: a bf16 pass never covers an fp32 failure.
@@ -42,6 +43,7 @@ class Failing(BaseModel):
     probe: str
     dtype: Dtype
     mode: Mode | None
+    loss: Loss | None = None
     status: str
     detail: str
 
@@ -65,6 +67,8 @@ class Expectation:
         probes: Every probe of the model, in execution order.
         weights: Number of weights of the model.
         fixture: Name of the contract fixture, or None for any other weights.
+        phase: What was run; each has probes of its own.
+        losses: What must have been differentiated; (None,) in the forward phase.
         needs: What the inputs must have exercised: feature -> whether they did.
     """
 
@@ -73,6 +77,16 @@ class Expectation:
     weights: int
     fixture: str | None
     needs: Mapping[str, bool]
+    phase: Phase = "forward"
+    losses: tuple[Loss | None, ...] = (None,)
+
+    def rows(self) -> Iterator[tuple[Probe, Key]]:
+        """Every row there must be, in order."""
+        for dtype in self.dtypes:
+            for loss in self.losses:
+                for mode in MODES:
+                    for probe in self.probes:
+                        yield probe, (probe.name, dtype, mode, self.phase, loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +122,10 @@ def judge(
         ReportError: Two records claim to be the same probe, dtype and mode.
     """
     found = _index(records)
-    known = {(p.name, d, m) for d in expectation.dtypes for m in MODES for p in expectation.probes}
+    expected = {key: probe for probe, key in expectation.rows()}
     rows = [
-        _judge_row(found.get((probe.name, dtype, mode)), probe, dtype, mode, tolerances[dtype], expectation.fixture)
-        for dtype in expectation.dtypes
-        for mode in MODES
-        for probe in expectation.probes
+        _judge_row(found.get(key), probe, key, tolerances[key[1]], expectation.fixture)
+        for key, probe in expected.items()
     ]
     rows += [
         _row(
@@ -123,7 +135,7 @@ def judge(
             failed=("hygiene",),
         )
         for key, record in found.items()
-        if key not in known
+        if key not in expected
     ]
     rows = _explain_only_with_clean_parts(rows)
     coverage = _coverage(rows, weights, expectation)
@@ -144,8 +156,8 @@ def exit_code(verdict: Verdict, policy: Policy) -> int:
     return EXIT_NOT_COMPARED if verdict == "NOT_COMPARED" else EXIT_ALIGNED
 
 
-def _index(records: Sequence[Record]) -> dict[tuple[str, Dtype, Mode], Record]:
-    keys = [(r.probe, r.dtype, r.mode) for r in records]
+def _index(records: Sequence[Record]) -> dict[Key, Record]:
+    keys: list[Key] = [(r.probe, r.dtype, r.mode, r.phase, r.loss) for r in records]
     twice = [key for key, n in Counter(keys).items() if n > 1]
     if twice:
         raise ReportError(f"two rows claim to be `{twice[0][0]}` ({twice[0][1]}, {twice[0][2]})")
@@ -157,15 +169,20 @@ def _row(record: Record, **judged: Any) -> Row:
     return Row(**measured, **judged)
 
 
-def _judge_row(
-    record: Record | None, probe: Probe, dtype: Dtype, mode: Mode, tolerance: Tolerance, fixture: str | None
-) -> Row:
-    scope = tolerance.contract.scope(mode)
-    contract = scope.covers(probe.pattern) and (fixture is None or fixture in scope.fixtures)
+def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Tolerance, fixture: str | None) -> Row:
+    name, dtype, mode, phase, loss = key
+    scope, criteria = tolerance.contract.scope(mode), tolerance.criteria(phase)
+    contract = phase == "forward" and scope.covers(probe.pattern) and (fixture is None or fixture in scope.fixtures)
     limit = tolerance.contract.mean_abs if contract else None
     if record is None:
         record = Record(
-            probe=probe.name, dtype=dtype, mode=mode, observation="missing", reason="there is no record of this probe"
+            probe=name,
+            dtype=dtype,
+            mode=mode,
+            phase=phase,
+            loss=loss,
+            observation="missing",
+            reason="there is no record of this probe",
         )
     if record.observation in _SEEN_BUT_WRONG:
         status = _SEEN_BUT_WRONG[record.observation]
@@ -194,23 +211,23 @@ def _judge_row(
     if any(number is not None and not math.isfinite(number) for number in measured):
         unusable = record.model_copy(update={"reason": "a measured number is not finite"})
         return _row(unusable, status="nonfinite", contract=contract, contract_limit=limit, failed=("hygiene",))
-    null = max(record.null_rel_l2 or 0.0, tolerance.floor(probe.fan_in))
+    null = max(record.null_rel_l2 or 0.0, tolerance.floor(probe))
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
-    noise, noise_limit = None, tolerance.noise.factor_for(record.elements)
+    noise, noise_limit = None, criteria.noise.factor_for(record.elements)
     size = max(record.reference_rms or 0.0, probe.scale)
-    least = tolerance.noise.floor * tolerance.unit_roundoff * size
+    least = criteria.noise.floor * tolerance.roundoff(probe) * size
     if record.candidate_error > least:
         own = max(record.reference_error, least)  # the reference may be exact
-        if record.elements <= tolerance.noise.small_elements:  # or right by luck
-            own = max(own, tolerance.noise.small_floor * tolerance.unit_roundoff * size)
+        if record.elements <= criteria.noise.small_elements:  # or right by luck
+            own = max(own, criteria.noise.small_floor * tolerance.roundoff(probe) * size)
             own = max(own, (record.null_rel_l2 or 0.0) * size)
         noise = record.candidate_error / own if own else None
         if noise is None or not noise <= noise_limit:
             failed.append("noise")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null
-    factor = tolerance.direct.factor_for(record.elements)
+    factor = criteria.direct.factor_for(record.elements)
     if ratio is None or not ratio <= factor:
         failed.append("direct")
     return _row(
@@ -238,7 +255,7 @@ def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
 
 
 def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation) -> Coverage:
-    expected = len(expectation.probes) * len(expectation.dtypes) * len(MODES)
+    expected = sum(1 for _ in expectation.rows())
     missing = [f"{row.probe} ({row.dtype}, {row.mode}): {row.reason}" for row in rows if row.status == "missing"]
     missing += [f"the inputs do not exercise: {feature}" for feature, done in expectation.needs.items() if not done]
     by_dtype = {check.dtype: check for check in weights}
@@ -301,7 +318,9 @@ def _first_failing(
 
 
 def _failing(row: Row) -> Failing:
-    return Failing(probe=row.probe, dtype=row.dtype, mode=row.mode, status=row.status, detail=explain(row))
+    return Failing(
+        probe=row.probe, dtype=row.dtype, mode=row.mode, loss=row.loss, status=row.status, detail=explain(row)
+    )
 
 
 def explain(row: Row) -> str:

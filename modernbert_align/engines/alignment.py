@@ -16,11 +16,12 @@ from modernbert_align.core.cause import Cause
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, EngineName, Mode, Record, WeightCheck
+from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
 from modernbert_align.core.table import Entry
+from modernbert_align.core.training import Run
 from modernbert_align.core.verdict import Judgement
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import padiff_engine, reference_side, stream_engine
+from modernbert_align.engines import backward_engine, padiff_engine, reference_side, step_engine, stream_engine
 from modernbert_align.engines.cause import examine
 from modernbert_align.engines.truth import Truth
 
@@ -61,7 +62,8 @@ def run_alignment(
     architecture: str,
     config: ModelConfig,
     head: str,
-    engine: EngineName,
+    run: Run,
+    prefix: str,
     entries: tuple[Entry, ...],
     probes: tuple[Probe, ...],
     batch: Inputs,
@@ -75,7 +77,7 @@ def run_alignment(
         reference: Hugging Face checkpoint.
         candidate: Paddle checkpoint.
         architecture: Class name, the same on both sides.
-        engine: What drives the models: `padiff`, a pass at a time, or `stream`, all passes at once.
+        prefix: What module paths of the encoder start with.
         entries: The table for this model.
         notify: Told in one line what happens now.
         judged: Judges the records of one dtype, so that a failure is looked into; None looks into nothing.
@@ -98,7 +100,33 @@ def run_alignment(
         weights.append(check_weights(entries, paddle_backend.state_bits(ours), hf.state_bits(theirs), dtype))
         clock.lap("weights")
         oracle = Oracle(config, head, theirs)
-        if engine == "stream":
+        if run.phase == "backward":
+            notify(f"{dtype}: gradients of {len(probes)} probes and {len(entries)} weights")
+            records += backward_engine.run(
+                ours,
+                theirs,
+                lambda model: Oracle(config, head, model),
+                batch,
+                probes,
+                entries,
+                prefix=prefix,
+                dtype=dtype,
+            )
+            clock.lap(run.phase)
+        elif run.steps is not None:
+            notify(f"{dtype}: {run.steps} AdamW steps")
+            records += step_engine.run(
+                ours,
+                theirs,
+                lambda model: Oracle(config, head, model),
+                batch,
+                probes,
+                entries,
+                dtype=dtype,
+                steps=run.steps,
+            )
+            clock.lap(run.phase)
+        elif run.engine == "stream":
             notify(f"{dtype}: all passes in lock-step over {len(probes)} probes")
             records += stream_engine.run(ours, theirs, oracle, batch, probes, dtype)
             clock.lap("stream")
@@ -118,7 +146,7 @@ def run_alignment(
                 passes.append(note)
                 del result
         own = [record for record in records if record.dtype == dtype]
-        judgement = None if judged is None or failed else judged(own, weights[-1])
+        judgement = None if judged is None or failed or run.phase != "forward" else judged(own, weights[-1])
         if judgement is not None and judgement.verdict == "FAIL":
             failed = True
             notify(f"{dtype}: looking for the cause")

@@ -6,15 +6,18 @@ bit for bit. Every entry names the probe at which the bug enters; a comparison h
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any, Literal
 
 import paddle
 import paddle.nn.functional as F
 
+from modernbert_align.backends import paddle_training
 from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.rows import Dtype, Phase
+from modernbert_align.core.table import Entry
+from modernbert_align.core.training import Optimizer
 from modernbert_align.models.modernbert import attention, losses, modeling
 from modernbert_align.models.modernbert.layers import LayerNorm, Linear
 from modernbert_align.models.modernbert.precision import rounded
@@ -564,6 +567,126 @@ def _loss_over_every_position(_: Any) -> AbstractContextManager[None]:
     return _set([(modeling, "cross_entropy", lambda logits, labels: original(logits, labels.clip(0)))])
 
 
+# What only gradients see
+
+
+@contextmanager
+def _decoder_untied(model: Any) -> Iterator[None]:
+    tied = model.decoder.weight
+    own = paddle.create_parameter(tied.shape, tied.dtype, default_initializer=paddle.nn.initializer.Constant(0.0))
+    own.set_value(tied)
+    model.decoder.weight = own
+    try:
+        yield
+    finally:
+        model.decoder.weight = tied
+
+
+@contextmanager
+def _gradient_zeroed(model: Any) -> Iterator[None]:
+    handle = _layers(model)[2].mlp.Wi.weight.register_hook(paddle.zeros_like)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _detached(path: str) -> Injection:
+    """A module whose input is cut off from the gradient."""
+
+    def inject(model: Any) -> AbstractContextManager[None]:
+        module = _walk(_encoder(model), path)
+        original = module.forward
+        return _set([_method(module, lambda _, x, *rest: original(x.detach(), *rest))])
+
+    return inject
+
+
+def _residual_detached(model: Any) -> AbstractContextManager[None]:
+    def forward(self: Any, hidden_states: paddle.Tensor, positions: Any, bias: Any = None, _: bool = False) -> Any:
+        attended = self.attn(self.attn_norm(hidden_states), positions, bias)[0]
+        hidden_states = rounded(paddle.add, hidden_states.detach(), attended)
+        return rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states)))
+
+    return _set([_method(_layers(model)[2], forward)])
+
+
+class _GeluOfAnotherGradient(paddle.autograd.PyLayer):
+    """The exact GELU with the gradient of its tanh approximation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor) -> paddle.Tensor:
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
+        (x,) = ctx.saved_tensor()
+        with paddle.enable_grad():
+            x = x.detach()
+            x.stop_gradient = False
+            return paddle.grad(F.gelu(x, approximate=True), x, gradient)[0]
+
+
+def _tanh_gelu_backward(model: Any) -> AbstractContextManager[None]:
+    return _set((layer.mlp, "act", _GeluOfAnotherGradient.apply) for layer in _layers(model))
+
+
+# What only training sees
+
+
+def _decayed(chosen: Callable[[Entry, Optimizer], bool]) -> Injection:
+    """Another choice of the weights that are decayed."""
+    return lambda _: _set(
+        [
+            (
+                paddle_training,
+                "decayed_weights",
+                lambda entries, settings: {entry.paddle for entry in entries if chosen(entry, settings)},
+            )
+        ]
+    )
+
+
+def _optimizer_with(**changes: float) -> Injection:
+    """AdamW with other numbers."""
+
+    class Masters(paddle_training.Masters):
+        def __init__(self, weights: Any, entries: Any, settings: Optimizer) -> None:
+            super().__init__(weights, entries, replace(settings, **changes))
+
+    return lambda _: _set([(paddle_training, "Masters", Masters)])
+
+
+def _decay_in_the_gradient(_: Any) -> AbstractContextManager[None]:
+    class Masters(paddle_training.Masters):
+        def __init__(self, weights: Any, entries: Any, settings: Optimizer) -> None:
+            super().__init__(weights, entries, replace(settings, weight_decay=0.0))
+            self._chosen, self._decay = paddle_training.decayed_weights(entries, settings), settings.weight_decay
+
+        def step(self, gradients: Mapping[str, Any]) -> None:
+            decayed = {name: self._weights[name].detach() * self._decay for name in self._chosen & set(gradients)}
+            super().step({name: g.astype("float32") + decayed.get(name, 0.0) for name, g in gradients.items()})
+
+    return _set([(paddle_training, "Masters", Masters)])
+
+
+def _masters_in_bf16(_: Any) -> AbstractContextManager[None]:
+    class Masters(paddle_training.Masters):
+        def copy_to(self, parameters: Mapping[str, Any]) -> None:
+            super().copy_to(parameters)
+            paddle_training.restore(self._weights, parameters)
+
+    return _set([(paddle_training, "Masters", Masters)])
+
+
+@contextmanager
+def _gradients_not_cleared(model: Any) -> Iterator[None]:
+    with _set([(model, "clear_gradients", lambda set_to_zero=True: None)]):
+        yield
+    model.clear_gradients(set_to_zero=False)
+
+
 _CATALOGUE = (
     Fault(name="tanh GELU", inject=_tanh_gelu, first="layers.0.mlp", cause="activation"),
     Fault(
@@ -772,6 +895,66 @@ _CATALOGUE = (
         dtypes=("bf16",),
     ),
     Fault(name="LayerNorm in bf16 steps", inject=_norm_in_bf16, first="embeddings", dtypes=("bf16",)),
+    Fault(
+        name="decoder untied",
+        inject=_decoder_untied,
+        phase="backward",
+        first="model.embeddings.tok_embeddings.weight",
+        heads=("masked_lm",),
+        needs={"tie_word_embeddings": True},
+    ),
+    Fault(
+        name="gradient of one weight zeroed",
+        inject=_gradient_zeroed,
+        phase="backward",
+        first="model.layers.2.mlp.Wi.weight",
+    ),
+    Fault(name="attention cut off", inject=_detached("layers.1.attn"), phase="backward", first="layers.0"),
+    Fault(name="residual cut off", inject=_residual_detached, phase="backward", first="layers.1"),
+    Fault(name="gradient of the tanh GELU", inject=_tanh_gelu_backward, phase="backward", first="layers.3.mlp_norm"),
+    Fault(
+        name="weight decay on norms",
+        inject=_decayed(lambda entry, settings: settings.decays(entry) or entry.kind == "norm"),
+        phase="step",
+        first="model.embeddings.norm.weight",
+    ),
+    Fault(
+        name="no weight decay",
+        inject=_decayed(lambda _entry, _settings: False),
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+    ),
+    Fault(
+        name="weight decay in the gradient",
+        inject=_decay_in_the_gradient,
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+    ),
+    Fault(
+        name="beta2 0.999",
+        inject=_optimizer_with(beta2=0.999),
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+    ),
+    Fault(
+        name="learning rate 1 % off",
+        inject=_optimizer_with(learning_rate=1.01 * Optimizer.learning_rate),
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+    ),
+    Fault(
+        name="gradients not cleared",
+        inject=_gradients_not_cleared,
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+    ),
+    Fault(
+        name="weights kept in bf16",
+        inject=_masters_in_bf16,
+        phase="step",
+        first="model.embeddings.tok_embeddings.weight",
+        dtypes=("bf16",),
+    ),
     Fault(
         name="positions shifted by row",
         inject=_positions(_shifted_by_row),

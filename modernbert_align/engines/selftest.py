@@ -1,8 +1,7 @@
 """Proves that the comparison can fail: injects every known fault into a candidate, and counts alarms without one."""
 
-import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +13,19 @@ from modernbert_align.backends.fixture_writer import draw_model
 from modernbert_align.backends.oracle import Oracle
 from modernbert_align.core.fixtures import Fixture, Inputs, contract_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
-from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck
+from modernbert_align.core.probes import Probe, load_probes
+from modernbert_align.core.rows import MODES, Dtype, Mode, Phase, Record, WeightCheck
 from modernbert_align.core.table import Table
 from modernbert_align.core.tolerance import load_tolerance
+from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
 from modernbert_align.core.weight_check import check_weights
-from modernbert_align.engines import reference_side, stream_engine
+from modernbert_align.engines import backward_engine, reference_side, step_engine, stream_engine
 from modernbert_align.engines.faults import Fault
-from modernbert_align.engines.reference_side import Recording, Reference
+from modernbert_align.engines.reference_side import Recording
 
 CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
+STEPS = 3
 EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does
 
 
@@ -37,13 +38,14 @@ class Outcome:
         seen: Mode -> criteria that saw it there; weights have no mode.
         killed_by: All criteria that saw it.
         first_probe: Where the comparison places it; empty if nowhere.
-        effect: Largest isolated rel_l2 over what rounding explains; None where there is something else than rounding
-            to see: weights that differ, values that are missing or not finite.
+        effect: Largest rel_l2 over what rounding explains, in the forward phase the largest isolated one; None where
+            there is something else than rounding to see: weights that differ, values that are missing or not finite.
     """
 
     name: str
     head: str
     dtype: Dtype
+    phase: Phase
     must_die: bool
     equivalent: bool
     killed: bool
@@ -82,8 +84,9 @@ class Subject:
         self.reference = hf.load(reference, self.architecture, dtype)
         self.candidate = paddle_backend.load(candidate, self.architecture, dtype)
         self.batch = make_inputs(fixture.inputs, self.config, head)
+        self._prefix = table.prefix(head)
         self._entries = table.expand(self.config, head)
-        self._probes = load_probes(self.config, head, table.prefix(head))
+        self._probes = load_probes(self.config, head, self._prefix)
         self._oracle = Oracle(self.config, head, self.reference)
         self._tolerance = load_tolerance(dtype)
 
@@ -92,44 +95,63 @@ class Subject:
         """The reference with its present weights on the fixture's inputs, run once for all faults."""
         return reference_side.record(self.reference, self.batch, self._probes, self._oracle)
 
-    def compare(self, batch: Inputs | None = None) -> tuple[Judgement, tuple[Record, ...], WeightCheck]:
+    def compare(
+        self, batch: Inputs | None = None, phase: Phase = "forward"
+    ) -> tuple[Judgement, tuple[Record, ...], WeightCheck]:
         """Compare and judge as `diff` does, in this precision alone.
 
         Args:
             batch: Inputs other than the fixture's, on which the reference is run anew.
         """
+        run = _run(phase)
+        records = self._records(batch, run)
+        batch = self.batch if batch is None else batch
         weights = check_weights(
             self._entries, paddle_backend.state_bits(self.candidate), hf.state_bits(self.reference), self.dtype
         )
-        with contextlib.ExitStack() as stack:
-            reference: Reference = (
-                self.recording
-                if batch is None
-                else stack.enter_context(reference_side.live(self.reference, batch, self._probes, self._oracle))
-            )
-            batch = self.batch if batch is None else batch
-            records = stream_engine.run_beside(reference, self.candidate, batch, self._probes, self.dtype)
         fixture = contract_fixture(self.fixture.name)
         judgement = judge(
             records,
             [weights],
             Expectation(
-                probes=self._probes,
+                probes=self._probes_of(run),
                 dtypes=(self.dtype,),
                 weights=len(self._entries),
                 fixture=fixture,
                 needs={"padding": batch.padded, "the sliding window": batch.window_bites},
+                phase=phase,
+                losses=phase_losses(phase, batch),
             ),
             {self.dtype: self._tolerance},
             default_policy(fixture),
         )
         return judgement, records, weights
 
+    def _probes_of(self, run: Run) -> tuple[Probe, ...]:
+        return phase_probes(run, self._probes, self._entries, self._prefix)
+
+    def _records(self, batch: Inputs | None, run: Run) -> tuple[Record, ...]:
+        """What the engine of a phase sees; on the fixture's own inputs the forward phase runs the reference once."""
+        own = self.batch if batch is None else batch
+        if run.phase == "forward":
+            if batch is None:
+                return stream_engine.run_beside(self.recording, self.candidate, own, self._probes, self.dtype)
+            with reference_side.live(self.reference, own, self._probes, self._oracle) as reference:
+                return stream_engine.run_beside(reference, self.candidate, own, self._probes, self.dtype)
+
+        def oracle(model: torch.nn.Module) -> Oracle:
+            return Oracle(self.config, self.head, model)
+
+        models = (self.candidate, self.reference, oracle, own, self._probes, self._entries)
+        if run.steps is None:
+            return backward_engine.run(*models, prefix=self._prefix, dtype=self.dtype)
+        return step_engine.run(*models, dtype=self.dtype, steps=run.steps)
+
     def try_fault(self, fault: Fault) -> Outcome:
         """Inject a fault, compare, and take it out again."""
         with fault.inject(self.candidate):
-            judgement, records, weights = self.compare()
-        effect = self._effect(records, weights)
+            judgement, records, weights = self.compare(phase=fault.phase)
+        effect = self._effect(records, weights, fault.phase)
         shows = self.dtype in fault.dtypes and self.fixture.weights in fault.weights and not fault.equivalent
         seen = {
             mode: tuple(c for c in CRITERIA if any(c in row.failed for row in judgement.rows if row.mode == mode))
@@ -142,6 +164,7 @@ class Subject:
             name=fault.name,
             head=self.head,
             dtype=self.dtype,
+            phase=fault.phase,
             must_die=shows and (self.dtype != "bf16" or effect is None or effect > EFFECT),
             equivalent=bool(fault.equivalent),
             killed=killed,
@@ -153,15 +176,15 @@ class Subject:
             effect=effect,
         )
 
-    def _effect(self, records: tuple[Record, ...], weights: WeightCheck) -> float | None:
+    def _effect(self, records: tuple[Record, ...], weights: WeightCheck, phase: Phase) -> float | None:
         """See `Outcome.effect`. Taken from the measurements, not from the verdict that is on trial."""
         if weights.differences or any(record.observation != "compared" for record in records):
             return None
-        fan_in = {probe.name: probe.fan_in for probe in self._probes}
+        floors = {probe.name: self._tolerance.floor(probe) for probe in self._probes_of(_run(phase))}
         effects = [
-            (record.rel_l2 or 0.0) / max(record.null_rel_l2 or 0.0, self._tolerance.floor(fan_in[record.probe]))
+            (record.rel_l2 or 0.0) / max(record.null_rel_l2 or 0.0, floors[record.probe])
             for record in records
-            if record.mode == "isolated"
+            if record.mode == "isolated" or phase != "forward"
         ]
         return max(effects)
 
@@ -181,6 +204,10 @@ class Subject:
         return make_inputs(self.fixture.inputs.model_copy(update={"seed": seed}), self.config, self.head)
 
 
+def _run(phase: Phase) -> Run:
+    return Run(phase=phase, engine="stream", steps=STEPS if phase == "step" else None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
     """An unbroken model that the comparison failed.
@@ -191,13 +218,14 @@ class Alarm:
 
     head: str
     dtype: Dtype
+    phase: Phase
     seed: int | None
     verdict: str
     detail: str
 
 
-def unbroken(subject: Subject, seeds: int) -> Iterator[Alarm | None]:
-    """Compare models without a fault: the fixture itself, then as many others as asked for.
+def unbroken(subject: Subject, seeds: int, phases: Sequence[Phase]) -> Iterator[Alarm | None]:
+    """Compare models without a fault in every phase: the fixture itself, then as many others as asked for.
 
     Afterwards the subject holds the weights of the last seed.
 
@@ -206,16 +234,18 @@ def unbroken(subject: Subject, seeds: int) -> Iterator[Alarm | None]:
     """
     for seed in (None, *range(subject.fixture.seed + 1, subject.fixture.seed + 1 + seeds)):
         batch = None if seed is None else subject.redraw(seed)
-        judgement, _, _ = subject.compare(batch)
-        first = judgement.first_failing
-        yield (
-            Alarm(
-                head=subject.head,
-                dtype=subject.dtype,
-                seed=seed,
-                verdict=judgement.verdict,
-                detail=f"{first.probe} ({first.mode}): {first.detail}" if first else "",
+        for phase in phases:
+            judgement, _, _ = subject.compare(batch, phase)
+            first = judgement.first_failing
+            yield (
+                Alarm(
+                    head=subject.head,
+                    dtype=subject.dtype,
+                    phase=phase,
+                    seed=seed,
+                    verdict=judgement.verdict,
+                    detail=f"{first.probe} ({first.mode}): {first.detail}" if first else "",
+                )
+                if judgement.exit_code
+                else None
             )
-            if judgement.exit_code
-            else None
-        )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeGuard
 
-from modernbert_align.core.rows import MODES, Dtype, Mode, Row
+from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
+from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
 
@@ -85,8 +86,8 @@ class _Scale:
         return math.log10(value) if value > 0 else self.low - self.lane
 
 
-def error_chart_svg(report: Report, dtype: Dtype) -> str:
-    """Draw the errors of one dtype: mean_abs, then rel_l2 against what rounding explains, of both modes.
+def error_chart_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
+    """Draw the errors of one dtype and loss: mean_abs, then rel_l2 against what rounding explains, of both modes.
 
     Equal reports give equal bytes. The SVG is to be inlined: no prolog, no URL but its namespace, colours
     from the page's `currentColor`, `--own`, `--end-to-end`, `--bad` and `--explained`. The report must have rows
@@ -95,14 +96,18 @@ def error_chart_svg(report: Report, dtype: Dtype) -> str:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    rows = [row for row in report.rows if row.dtype == dtype]
+    rows = [
+        row
+        for row in report.rows
+        if (row.dtype, row.loss) == (dtype, loss) and row.probe.rpartition(".")[2] not in MOMENTS
+    ]
     probes = list(dict.fromkeys(row.probe for row in rows))
     place = {probe: x for x, probe in enumerate(probes)}
     points = {mode: [_Point(place[row.probe], row) for row in rows if row.mode == mode] for mode in MODES}
     settings = {
         "svg.fonttype": "none",
         # The ids of marks must differ between the charts of one page.
-        "svg.hashsalt": f"modernbert-align-{dtype}",
+        "svg.hashsalt": f"modernbert-align-{dtype}-{loss}",
         "text.parse_math": False,
         "font.size": 10,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -227,7 +232,7 @@ def _draw_marks(
 
 
 def _layer(probe: str) -> int | None:
-    found = re.match(r"layers\.(\d{1,6})(\.|$)", probe, re.ASCII)
+    found = re.match(r"(?:model\.)?layers\.(\d{1,6})(\.|$)", probe, re.ASCII)
     return int(found[1]) if found else None
 
 

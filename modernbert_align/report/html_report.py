@@ -1,5 +1,6 @@
 """The report as one HTML page: a view of the JSON, nothing judged anew, no script, no network."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modernbert_align.core.files import write_atomically
-from modernbert_align.core.rows import MODES, Dtype, Mode, Row
+from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.chart import MODE_NAME, error_chart_svg
@@ -35,18 +36,35 @@ NO_NUMBER = {
 }
 
 
+_CLAIMS = {
+    "forward": (
+        "The Paddle model computes what the Hugging Face model computes",
+        "The Paddle model does not compute what the Hugging Face model computes",
+    ),
+    "backward": (
+        "The Paddle model has the Hugging Face model's gradients",
+        "The Paddle model does not have the Hugging Face model's gradients",
+    ),
+    "step": (
+        "The Paddle model trains as the Hugging Face model does",
+        "The Paddle model does not train as the Hugging Face model does",
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """The rows of one dtype and mode, each with the id its table row has."""
+    """The rows of one dtype, loss and mode, each with the id its table row has."""
 
     dtype: Dtype
+    loss: Loss | None
     mode: Mode
     rows: tuple[tuple[str, Row], ...]
     worst: tuple[Row, ...]
 
     @property
     def title(self) -> str:
-        return f"{self.dtype}, {MODE_NAME[self.mode]}"
+        return f"{self.dtype}, {MODE_NAME[self.mode]}" + (f", {self.loss} loss" if self.loss else "")
 
     @property
     def counts(self) -> str:
@@ -83,7 +101,11 @@ def render_html(report: Report) -> str:
             counts=_counts(report.rows),
             groups=groups,
             first_anchor=_anchor_of_first(report, groups),
-            charts={dtype: Markup(error_chart_svg(report, dtype)) for dtype in dtypes},
+            charts={
+                f"{dtype}, {loss} loss" if loss else dtype: Markup(error_chart_svg(report, dtype, loss))
+                for dtype in dtypes
+                for loss in _losses(report)
+            },
             unchecked=[dtype for dtype in dtypes if dtype not in {check.dtype for check in report.weights}],
             noise_measured=any(row.noise_limit is not None for row in report.rows),
         )
@@ -110,20 +132,29 @@ def _environment() -> "Environment":
 def _groups(report: Report, dtypes: Sequence[Dtype]) -> list[_Group]:
     worst = worst_by_kind(report)
     groups = []
-    for dtype in dtypes:
+    for dtype, loss in itertools.product(dtypes, _losses(report)):
         for mode in MODES:
-            rows = [row for row in report.rows if (row.dtype, row.mode) == (dtype, mode)]
+            key = (dtype, loss, mode)
+            rows = [row for row in report.rows if (row.dtype, row.loss, row.mode) == key]
             if rows:
                 groups.append(
                     _Group(
                         dtype=dtype,
+                        loss=loss,
                         mode=mode,
                         # Numbered, not named: a probe's name may hold anything.
-                        rows=tuple((f"{dtype}-{mode}-{n}", row) for n, row in enumerate(rows)),
-                        worst=tuple(row for row in worst if (row.dtype, row.mode) == (dtype, mode)),
+                        rows=tuple(
+                            ("-".join((dtype, *([loss] if loss else []), mode, str(n))), row)
+                            for n, row in enumerate(rows)
+                        ),
+                        worst=tuple(row for row in worst if (row.dtype, row.loss, row.mode) == key),
                     )
                 )
     return groups
+
+
+def _losses(report: Report) -> tuple[Loss | None, ...]:
+    return tuple(dict.fromkeys(row.loss for row in report.rows))
 
 
 def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
@@ -133,7 +164,8 @@ def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
         anchor
         for group in groups
         for anchor, row in group.rows
-        if first is not None and (row.probe, row.dtype, row.mode) == (first.probe, first.dtype, first.mode)
+        if first is not None
+        and (row.probe, row.dtype, row.loss, row.mode) == (first.probe, first.dtype, first.loss, first.mode)
     )
     return next(found, "")
 
@@ -145,20 +177,15 @@ def _sentence(report: Report) -> str:
     weights = sum(len(check.differences) for check in report.weights)
     over = sum(row.status == "explained" for row in report.rows)
     if report.verdict == "PASS":
-        return (
-            "The Paddle model computes what the Hugging Face model computes: every weight is equal bit for "
-            "bit and every error is within its limits."
-        )
+        return f"{_CLAIMS[report.phase][0]}: every weight is equal bit for bit and every error is within its limits."
     if report.verdict == "EXPLAINED":
         return (
             f"{_plural(over, 'row')} over the contract, by no more than rounding explains; the policy "
             f"{report.policy} {'accepts' if report.exit_code == EXIT_ALIGNED else 'does not accept'} that."
         )
     if report.verdict == "FAIL":
-        return (
-            "The Paddle model does not compute what the Hugging Face model computes: "
-            f"{_plural(wrong, 'wrong row')} of {len(report.rows)}, {_plural(weights, 'wrong weight')}."
-        )
+        found = f"{_plural(wrong, 'wrong row')} of {len(report.rows)}, {_plural(weights, 'wrong weight')}"
+        return f"{_CLAIMS[report.phase][1]}: {found}."
     return (
         "This is not a pass: too little was compared to say anything about the Paddle model. "
         f"{coverage.compared} of {_plural(coverage.expected, 'row')} and {coverage.weights_compared} of "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.cause import Cause
-from modernbert_align.core.rows import Dtype, EngineName, Mode, Row, WeightCheck
+from modernbert_align.core.rows import Dtype, EngineName, Mode, Phase, Row, WeightCheck
 from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
@@ -68,7 +68,7 @@ class InputInfo(_Strict):
 
 
 class Threshold(_Strict):
-    """A number that decided, and where it comes from."""
+    """A number that decided in the report's phase, and where it comes from."""
 
     dtype: Dtype
     criterion: Literal["contract", "noise", "direct"]
@@ -130,7 +130,12 @@ class Environment(_Strict):
 
 
 class Report(_Strict):
-    """A whole comparison."""
+    """A whole comparison.
+
+    Attributes:
+        phase: What was run; a report holds one phase.
+        steps: Optimizer steps of the step phase, else null.
+    """
 
     schema_version: Literal[3] = 3
     tool_version: str
@@ -139,6 +144,8 @@ class Report(_Strict):
     exit_code: int
     policy: Policy
     dtype: Dtype
+    phase: Phase
+    steps: int | None
     execution: dict[Dtype, Execution]
     model: ModelInfo
     inputs: InputInfo

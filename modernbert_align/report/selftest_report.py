@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from modernbert_align.core.files import write_atomically
-from modernbert_align.core.rows import MODES, Dtype, Mode
+from modernbert_align.core.rows import MODES, Dtype, Mode, Phase
 from modernbert_align.report.schema import Environment
 
 SCHEMA_VERSION = 1
@@ -29,12 +29,14 @@ class FaultOutcome(_Strict):
         killed_by: All criteria that saw it.
         seen: Mode -> criteria that saw it there; weights have no mode.
         first_probe: Where the comparison places it; empty if nowhere.
-        effect: Largest isolated rel_l2 over what rounding explains; null where there is something else to see.
+        effect: Largest rel_l2 over what rounding explains, in the forward phase the largest isolated one; null where
+            there is something else to see.
     """
 
     name: str
     head: str
     dtype: Dtype
+    phase: Phase
     must_die: bool
     equivalent: bool
     killed: bool
@@ -82,6 +84,7 @@ class AlarmInfo(_Strict):
 
     head: str
     dtype: Dtype
+    phase: Phase
     seed: int | None
     verdict: str
     detail: str
@@ -106,6 +109,7 @@ class SelftestReport(_Strict):
     model: str
     dtype: Dtype
     heads: tuple[str, ...]
+    phases: tuple[Phase, ...]
     seeds: int
     table: str
     table_sha256: str
@@ -161,9 +165,9 @@ def render_selftest(report: SelftestReport) -> str:
     from jinja2 import PackageLoader, StrictUndefined
 
     dtypes = tuple(dict.fromkeys(fault.dtype for fault in report.faults))
-    matrix: dict[tuple[str, str], dict[str, FaultOutcome]] = {}
+    matrix: dict[tuple[str, str, Phase], dict[str, FaultOutcome]] = {}
     for fault in report.faults:
-        matrix.setdefault((fault.name, fault.head), {})[fault.dtype] = fault
+        matrix.setdefault((fault.name, fault.head, fault.phase), {})[fault.dtype] = fault
     templates = Templates(
         loader=PackageLoader("modernbert_align.report", "templates"),
         autoescape=True,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Row
+from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import explain
 from modernbert_align.report.schema import Report
 
@@ -23,11 +24,16 @@ def cause_sentence(cause: Cause) -> str:
     return f"{cause.statement} (explains all but {cause.ratio:.1e} of the difference)"
 
 
-def kind(probe: str) -> str:
-    """`layers.7.attn` -> `attn`, `layers.7` -> `layer`; other names stay."""
-    parts = probe.split(".")
+def kind(row: Row) -> str:
+    """`layers.7.attn` -> `attn`, `layers.7` -> `layer`; other names stay. Weights and moments are one kind each."""
+    parts = row.probe.split(".")
+    if row.phase != "forward":
+        for last in (*MOMENTS, "loss"):
+            if last in (parts[-1], parts[0]):
+                return last
+        return "weight" if parts[-1] in ("weight", "bias") else "output"
     if parts[0] != "layers":
-        return probe
+        return row.probe
     return parts[2] if len(parts) > 2 else "layer"
 
 
@@ -44,10 +50,10 @@ def _severity(row: Row) -> float:
 
 
 def worst_by_kind(report: Report) -> list[Row]:
-    """For every kind of probe, dtype and mode, the row closest to its limit, in first-seen order."""
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    """For every kind of probe, dtype, loss and mode, the row closest to its limit, in first-seen order."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in report.rows:
-        groups[row.dtype, row.mode, kind(row.probe)].append(row)
+        groups[row.dtype, row.loss or "", row.mode, kind(row)].append(row)
     return [max(rows, key=_severity) for rows in groups.values()]
 
 
@@ -56,20 +62,22 @@ def print_report(report: Report, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    forward = report.phase == "forward"
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (
-        ("dtype", "left"), ("mode", "left"), ("worst probe", "left"), ("mean_abs", "right"),
-        ("limit", "right"), ("max_abs", "right"), ("null x", "right"), ("status", "left"),
+        ("dtype", "left"), *([] if forward else [("loss", "left")]), ("mode", "left"), ("worst probe", "left"),
+        *([("mean_abs", "right"), ("limit", "right"), ("max_abs", "right")] if forward else [("rel_l2", "right")]),
+        ("null x", "right"), ("status", "left"),
     ):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in worst_by_kind(report):
+        errors = [_number(row.mean_abs), _number(row.contract_limit, ".0e"), _number(row.max_abs)]
         table.add_row(
             row.dtype,
+            *([] if forward else [row.loss or ""]),
             "own" if row.mode == "isolated" else "end-to-end",
-            Text(row.probe),
-            _number(row.mean_abs),
-            _number(row.contract_limit, ".0e"),
-            _number(row.max_abs),
+            Text(row.probe if forward else row.probe.removeprefix("model.")),
+            *(errors if forward else [_number(row.rel_l2)]),
             "-" if row.null_ratio is None else f"{row.null_ratio:.2f}",
             Text(
                 row.status, style="green" if row.status == "pass" else "yellow" if row.status == "explained" else "red"
@@ -103,7 +111,7 @@ def print_report(report: Report, console: "Console") -> None:
     console.print(
         Text.assemble(
             (report.verdict, STYLES[report.verdict]),
-            f"  {report.model.name} {report.model.head} {report.dtype}, "
+            f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
             f"policy {report.policy}, exit {report.exit_code}",
         )
     )

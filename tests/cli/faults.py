@@ -5,5 +5,5 @@ from modernbert_align.engines.faults import catalogue
 FAULTS = {
     name: fault
     for name, fault in catalogue().items()
-    if fault.heads[0] == "masked_lm" and "fp32" in fault.dtypes and not fault.equivalent
+    if fault.heads[0] == "masked_lm" and "fp32" in fault.dtypes and fault.phase == "forward" and not fault.equivalent
 }

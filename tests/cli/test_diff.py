@@ -101,7 +101,7 @@ def test_both_sides_are_measured_against_the_oracle_in_every_row(bf16_report):
     for row in with_ratio:
         tolerance = load_tolerance(row.dtype)
         size = max(row.reference_rms, 1.0 if row.probe == "loss" else 0.0)
-        least = tolerance.noise.floor * tolerance.unit_roundoff * size
+        least = tolerance.forward.noise.floor * tolerance.unit_roundoff * size
         assert row.noise_ratio == row.candidate_error / max(row.reference_error, least)
     assert all((row.ulps is not None) == (row.dtype == "bf16") for row in report.rows)
     assert all(sum(row.ulps) == row.elements for row in report.rows if row.dtype == "bf16")
@@ -319,10 +319,10 @@ def test_every_deciding_number_is_in_the_report_with_its_origin(bf16_report):
     report, _, _ = bf16_report
     shown = {(t.dtype, t.criterion, t.value) for t in report.thresholds if t.origin}
     for dtype, tolerance in load_tolerances(("fp32", "bf16")).items():
-        direct = tolerance.direct
+        direct = tolerance.forward.direct
         assert (dtype, "contract", tolerance.contract.mean_abs) in shown
         assert {(dtype, "direct", direct.factor), (dtype, "direct", direct.small_factor)} <= shown
-        noise = tolerance.noise
+        noise = tolerance.forward.noise
         assert {(dtype, "noise", noise.factor), (dtype, "noise", noise.small_factor)} <= shown
 
 

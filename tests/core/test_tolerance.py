@@ -6,8 +6,9 @@ import math
 import pytest
 
 from modernbert_align.core import tolerance as module
-from modernbert_align.core.probes import load_probes
+from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.resources import configs_dir, read_toml
+from modernbert_align.core.rows import PHASES
 from modernbert_align.core.tolerance import Tolerance, load_tolerance, load_tolerances
 from modernbert_align.errors import TableError
 
@@ -34,9 +35,12 @@ def test_unit_roundoffs_are_those_of_the_formats():
 
 def test_every_number_says_where_it_comes_from():
     for tolerance in load_tolerances(("fp32", "bf16")).values():
-        assert min(len(part.origin) for part in (tolerance.contract, tolerance.noise, tolerance.direct)) > 10
-        assert min(len(part.small_origin) for part in (tolerance.noise, tolerance.direct)) > 10
-        assert len(tolerance.noise.floor_origin) > 10
+        assert len(tolerance.contract.origin) > 10
+        for phase in PHASES:
+            criteria = tolerance.criteria(phase)
+            assert min(len(part.origin) for part in (criteria.noise, criteria.direct)) > 10
+            assert min(len(part.small_origin) for part in (criteria.noise, criteria.direct)) > 10
+            assert len(criteria.noise.floor_origin) > 10
 
 
 def test_the_fp32_contract_covers_every_probe_of_every_fixture():
@@ -83,7 +87,7 @@ def test_what_is_exempt_is_not_covered_whichever_way_it_is_listed(document):
 
 def test_few_elements_have_a_larger_ratio_up_to_the_limit_and_not_beyond():
     for tolerance in load_tolerances(("fp32", "bf16")).values():
-        direct = tolerance.direct
+        direct = tolerance.forward.direct
         assert (direct.factor, direct.small_elements, direct.small_factor) == (2.0, 100, 8.0)
         assert {n: direct.factor_for(n) for n in (1, 2, 99, 100, 101, 102, 10_000_000)} == {
             1: 8.0,
@@ -98,7 +102,7 @@ def test_few_elements_have_a_larger_ratio_up_to_the_limit_and_not_beyond():
 
 def test_the_noise_limits_are_those_found_by_injecting_faults():
     for tolerance in load_tolerances(("fp32", "bf16")).values():
-        noise = tolerance.noise
+        noise = tolerance.forward.noise
         assert (noise.factor, noise.small_elements, noise.floor) == (1.5, 4095, 0.25)
         small = {"fp32": 8.0, "bf16": 3.0}[tolerance.dtype]
         assert noise.small_floor == 1.0
@@ -111,20 +115,31 @@ def test_the_noise_limits_are_those_found_by_injecting_faults():
         }
 
 
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("criterion", ["noise", "direct"])
-def test_the_larger_ratio_is_the_one_declared(document, criterion):
-    document[criterion] |= {"factor": 3.0, "small_elements": 7, "small_factor": 5.0}
-    ratio = getattr(Tolerance.model_validate(document), criterion)
+def test_the_larger_ratio_is_the_one_declared(document, criterion, phase):
+    numbers = document[phase][criterion]
+    numbers |= {"factor": 3.0, "small_elements": 7, "small_factor": 5.0}
+    ratio = getattr(Tolerance.model_validate(document).criteria(phase), criterion)
     assert [ratio.factor_for(n) for n in (1, 7, 8)] == [5.0, 5.0, 3.0]
-    document[criterion]["small_elements"] = 0
-    assert getattr(Tolerance.model_validate(document), criterion).factor_for(1) == 3.0
+    numbers["small_elements"] = 0
+    assert getattr(Tolerance.model_validate(document).criteria(phase), criterion).factor_for(1) == 3.0
+
+
+def probe(fan_in, **changes):
+    return Probe(name="x", pattern="x", hf="x", paddle="x", fan_in=fan_in, **changes)
 
 
 def test_the_floor_is_one_rounding_and_that_of_a_sum(document):
     tolerance = Tolerance.model_validate(document | {"unit_roundoff": 0.25, "accumulator_roundoff": 0.01})
-    assert tolerance.floor(16) == 0.25 + 0.04
-    assert load_tolerance("bf16").floor(768) == pytest.approx(2**-8 + 2**-24 * math.sqrt(768), rel=1e-12)
-    assert load_tolerance("fp32").floor(2304) == pytest.approx(2**-24 * 49, rel=1e-12)
+    assert tolerance.floor(probe(16)) == 0.25 + 0.04
+    assert load_tolerance("bf16").floor(probe(768)) == pytest.approx(2**-8 + 2**-24 * math.sqrt(768), rel=1e-12)
+    assert load_tolerance("fp32").floor(probe(2304)) == pytest.approx(2**-24 * 49, rel=1e-12)
+
+
+def test_what_is_kept_in_float32_has_its_floor_in_every_dtype():
+    assert load_tolerance("bf16").roundoff(probe(1, float32=True)) == 2.0**-24
+    assert load_tolerance("bf16").floor(probe(1, float32=True)) == 2.0**-23
 
 
 def test_tolerances_are_loaded_by_dtype():
@@ -142,21 +157,21 @@ def test_tolerances_are_loaded_by_dtype():
         ("contract.max_abs", 1e-3),
         ("contract.isolated.heads", ["base"]),
         ("contract.isolated.except", "loss"),
-        ("noise.factor", 0),
-        ("noise.floor", 0),
-        ("noise.floor", -0.25),
-        ("noise.floor_origin", ""),
-        ("noise.small_factor", 0),
-        ("noise.small_elements", -1),
-        ("noise.origin", ""),
-        ("direct.floor", 0.25),
-        ("direct.factor", -2),
-        ("direct.origin", ""),
-        ("direct.small_factor", 0),
-        ("direct.small_elements", -1),
-        ("direct.small_elements", 1.5),
-        ("direct.small_origin", ""),
-        ("direct.tiny_factor", 9.0),
+        ("forward.noise.factor", 0),
+        ("forward.noise.floor", 0),
+        ("forward.noise.floor", -0.25),
+        ("forward.noise.floor_origin", ""),
+        ("forward.noise.small_factor", 0),
+        ("forward.noise.small_elements", -1),
+        ("forward.noise.origin", ""),
+        ("forward.direct.floor", 0.25),
+        ("forward.direct.factor", -2),
+        ("forward.direct.origin", ""),
+        ("forward.direct.small_factor", 0),
+        ("forward.direct.small_elements", -1),
+        ("forward.direct.small_elements", 1.5),
+        ("forward.direct.small_origin", ""),
+        ("forward.direct.tiny_factor", 9.0),
         ("dtype", "fp8"),
         ("rescue", True),
     ],
@@ -181,15 +196,15 @@ def test_a_wrong_or_unknown_entry_is_refused_by_name(document, tmp_path, monkeyp
     "path",
     [
         "contract",
-        "direct",
-        "noise",
+        "forward.direct",
+        "forward.noise",
         "unit_roundoff",
-        "noise.floor",
-        "noise.floor_origin",
-        "noise.small_factor",
-        "direct.small_elements",
-        "direct.small_factor",
-        "direct.small_origin",
+        "forward.noise.floor",
+        "forward.noise.floor_origin",
+        "forward.noise.small_factor",
+        "forward.direct.small_elements",
+        "forward.direct.small_factor",
+        "forward.direct.small_origin",
     ],
 )
 def test_a_missing_entry_is_refused_by_name(document, monkeypatch, path):

@@ -35,6 +35,12 @@ def limit(dtype):
     return TOLERANCES[dtype].contract.mean_abs
 
 
+def with_limit(criterion, numbers):
+    """The installed tolerances of fp32 with another criterion 3 or 4."""
+    forward = TOLERANCES["fp32"].forward.model_copy(update={criterion: numbers})
+    return TOLERANCES["fp32"].model_copy(update={"forward": forward})
+
+
 class Comparison:
     """A comparison in which everything is right, and copies of it with something wrong."""
 
@@ -83,7 +89,7 @@ class Comparison:
         )
 
     def floor(self, probe, dtype):
-        return TOLERANCES[dtype].floor(self.probes[probe].fan_in)
+        return TOLERANCES[dtype].floor(self.probes[probe])
 
     def wrong(self, probe, mode, dtype="fp32", **changes):
         self.records[probe, dtype, mode] = self.records[probe, dtype, mode].model_copy(update=changes)
@@ -276,7 +282,7 @@ def test_the_noise_criterion_holds_up_to_its_limit_and_not_beyond(both, dtype, m
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("elements", "factor"), [(1, 0), (101, 0), (4094, 0), (4095, 0), (4096, 1.5), (9000, 1.5)])
 def test_a_row_of_few_elements_may_be_noisier_and_one_more_element_may_not(both, dtype, elements, factor):
-    assert TOLERANCES[dtype].noise.small_elements == NOISE_SMALL
+    assert TOLERANCES[dtype].forward.noise.small_elements == NOISE_SMALL
     factor = factor or {"fp32": 8.0, "bf16": 3.0}[dtype]
     both.errors("logits", ISOLATED, dtype, candidate=factor, reference=1.0, elements=elements)
     assert both.outcome() == PASS
@@ -290,7 +296,7 @@ def test_a_row_of_few_elements_may_be_noisier_and_one_more_element_may_not(both,
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("reference", [0.0, 1e-3, 1e-300])
 def test_an_error_below_rounding_has_no_ratio_and_no_reference_counts_as_better_than_that(both, dtype, reference):
-    floor = TOLERANCES[dtype].noise.floor
+    floor = TOLERANCES[dtype].forward.noise.floor
     assert floor == 0.25
     both.errors("logits", ISOLATED, dtype, candidate=floor, reference=reference)
     assert both.outcome() == PASS
@@ -379,14 +385,14 @@ def test_a_wide_null_does_not_cover_noise(comparison):
 
 def test_the_noise_limit_is_that_of_the_tolerances_handed_in(comparison):
     comparison.errors("logits", ISOLATED, candidate=1.4, reference=1.0)
-    noise = TOLERANCES["fp32"].noise
+    noise = TOLERANCES["fp32"].forward.noise
     for changes, verdict in (
         ({}, "PASS"),
         ({"factor": 1.3}, "FAIL"),
         ({"factor": 1.3, "floor": 1.4}, "PASS"),
         ({"factor": 1.3, "small_elements": 100_000}, "PASS"),
     ):
-        handed = TOLERANCES["fp32"].model_copy(update={"noise": noise.model_copy(update=changes)})
+        handed = with_limit("noise", noise.model_copy(update=changes))
         assert comparison.judge(tolerances={"fp32": handed}).verdict == verdict
 
 
@@ -394,7 +400,7 @@ def test_the_noise_limit_is_that_of_the_tolerances_handed_in(comparison):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("elements", "factor"), [(1, 8), (2, 8), (99, 8), (100, 8), (101, 2), (1000, 2)])
 def test_a_row_of_few_elements_may_be_further_off_and_one_more_element_may_not(both, dtype, mode, elements, factor):
-    assert TOLERANCES[dtype].direct.small_elements == SMALL
+    assert TOLERANCES[dtype].forward.direct.small_elements == SMALL
     edge = factor * both.floor("logits", dtype)
     both.wrong("logits", mode, dtype, elements=elements, rel_l2=edge)
     assert both.outcome() == PASS
@@ -432,9 +438,9 @@ def test_few_elements_widen_no_other_limit_and_no_other_row(comparison):
 
 def test_the_larger_ratio_is_that_of_the_tolerances_handed_in(comparison):
     comparison.over_null("logits", ISOLATED).wrong("logits", ISOLATED, elements=SMALL)
-    direct = TOLERANCES["fp32"].direct
+    direct = TOLERANCES["fp32"].forward.direct
     for changes, verdict in (({}, "PASS"), ({"small_elements": SMALL - 1}, "FAIL"), ({"small_factor": 2.4}, "FAIL")):
-        handed = TOLERANCES["fp32"].model_copy(update={"direct": direct.model_copy(update=changes)})
+        handed = with_limit("direct", direct.model_copy(update=changes))
         assert comparison.judge(tolerances={"fp32": handed}).verdict == verdict
 
 

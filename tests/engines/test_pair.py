@@ -151,6 +151,7 @@ def test_steps_are_counted_in_bf16_only(observed):
     ours, theirs = both(2, 3)
     assert observed(ours, theirs, dtype="bf16").ulps == (6, *[0] * (len(ULP_BINS) - 1))
     assert observed(ours * 2, theirs, dtype="bf16").ulps[ULP_BINS.index("65-")] == 6
+    assert observed(ours, theirs, dtype="bf16", float32=True).ulps is None
 
 
 def test_the_null_is_the_largest_of_its_parts(observed):

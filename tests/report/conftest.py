@@ -104,6 +104,8 @@ def make_report() -> MakeReport:
             exit_code=judged.exit_code,
             policy=policy,
             dtype="bf16",
+            phase="forward",
+            steps=None,
             execution={
                 "fp32": Execution(reference="native", candidate="native"),
                 "bf16": Execution(reference="native", candidate="emulated"),

@@ -1,0 +1,158 @@
+"""Compares gradients: of the loss with respect to every module's output, the inputs and every weight.
+
+Accumulated, each model goes forward and back on its own values. Isolated, every module's output is replaced by the
+reference's on the way forward and its gradient by the reference's on the way back, so that what is recorded at a module
+is the error of the few operations since the last one, and a weight's gradient is the error of its own module.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from modernbert_align.backends import hf, paddle_training, torch_training
+from modernbert_align.backends import paddle as paddle_backend
+from modernbert_align.backends.oracle import Oracle
+from modernbert_align.backends.torch_training import OracleTrainee, Trainee
+from modernbert_align.core.compare import Beside, Context, Mask, Output, compare, rel_l2
+from modernbert_align.core.fixtures import Inputs
+from modernbert_align.core.metrics import Floats
+from modernbert_align.core.probes import Probe
+from modernbert_align.core.rows import MODES, Dtype, Loss, Record
+from modernbert_align.core.table import Entry
+from modernbert_align.core.training import backward_probes, losses, projections, taps
+from modernbert_align.engines.reference_side import VARIATIONS
+
+
+def run(
+    candidate: Any,
+    reference: torch.nn.Module,
+    oracle: Callable[[torch.nn.Module], Oracle],
+    batch: Inputs,
+    probes: Sequence[Probe],
+    entries: Sequence[Entry],
+    *,
+    prefix: str,
+    dtype: Dtype,
+) -> tuple[Record, ...]:
+    """Run both models forward and backward and measure every gradient in both modes.
+
+    Args:
+        candidate: The Paddle model, in evaluation mode.
+        reference: The PyTorch model, in evaluation mode with eager attention.
+        oracle: Gives the oracle of a model.
+        probes: Those of the forward phase.
+        prefix: What module paths of the encoder start with.
+
+    Returns:
+        A record for every row of the phase, whatever happened.
+    """
+    tapped = taps(probes, prefix)
+    rows = backward_probes(probes, entries, prefix)
+    theirs = Trainee(reference, batch, tapped, probes, entries)
+    truth = OracleTrainee(oracle, reference, batch, tapped, probes, entries)
+    records: list[Record] = []
+    for loss in losses(batch):
+        weights = projections(batch, probes, theirs.shapes()) if loss == "projection" else None
+        records += _compare(candidate, theirs, truth, batch, tapped, probes, entries, rows, loss, weights, dtype)
+    return tuple(records)
+
+
+def _compare(
+    candidate: Any,
+    theirs: Trainee,
+    truth: OracleTrainee,
+    batch: Inputs,
+    tapped: Sequence[Probe],
+    probes: Sequence[Probe],
+    entries: Sequence[Entry],
+    rows: Sequence[Probe],
+    loss: Loss,
+    weights: Mapping[str, Floats] | None,
+    dtype: Dtype,
+) -> list[Record]:
+    """All rows of one loss."""
+    projected = None if weights is None else {name: torch.from_numpy(values) for name, values in weights.items()}
+    expected = theirs.run(projected)
+    reference = _reference_values(expected)
+    mask = batch.attention_mask.astype(bool)
+    given = paddle_training.Given(
+        values={name: paddle_backend.from_torch(value) for name, value in expected.values.items()},
+        gradients={name: paddle_backend.from_torch(value) for name, value in expected.gradients.items()},
+    )
+    found = []
+    for mode in MODES:
+        injected = expected if mode == "isolated" else None
+        nulls: dict[str, dict[str, float]] = {row.name: {} for row in rows}
+        for name in VARIATIONS:
+            with torch_training.variation(theirs.model, name):
+                varied = _reference_values(theirs.run(projected, injected))
+            for row in rows:
+                nulls[row.name] |= distances(row, mask, {name: varied}, reference)
+            del varied
+        exact = _reference_values(truth.run(projected, injected))
+        nulls = {row.name: nulls[row.name] | distances(row, mask, {"oracle": exact}, reference) for row in rows}
+        error = ""
+        try:
+            recording = paddle_training.run(
+                candidate, batch, tapped, probes, weights, given if mode == "isolated" else None
+            )
+        except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
+            recording = paddle_training.Recording()
+            error = one_line(raised)
+        ours = _candidate_values(recording, entries)
+        context = Context(mask=mask, dtype=dtype, mode=mode, phase="backward", loss=loss)
+        for row in rows:
+            if row.name not in ours:
+                reason = error or "the candidate computes no gradient here"
+                found.append(context.unseen(row, "missing", reason))
+                continue
+            beside = Beside(oracle=hf.to_numpy(exact[row.name]), null_parts=nulls[row.name])
+            key = row.key or "0"
+            values = Output(
+                shape=tuple(reference[row.name].shape),
+                dtype=hf.dtype_name(reference[row.name]),
+                values=functools.partial(hf.to_numpy, reference[row.name]),
+            )
+            found.append(compare(row, context, {key: ours[row.name]}, {key: values}, beside))
+    return found
+
+
+def one_line(raised: Exception) -> str:
+    """What an exception says."""
+    return f"{type(raised).__name__}: {' '.join(str(raised).split())[:400]}"
+
+
+def distances(
+    row: Probe, mask: Mask, variations: Mapping[str, Mapping[str, torch.Tensor]], reference: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """How far each variation of the reference is from it, relatively; without those that cannot be measured.
+
+    The oracle is one of them here: PyTorch sums some gradients in bfloat16, and a candidate that does not must not fail
+    for being nearer to the truth. Criterion 3 sees what that would hide.
+    """
+    expected = hf.to_numpy(reference[row.name])
+    found = {
+        name: rel_l2(row, mask if row.tokens else None, hf.to_numpy(values[row.name]), expected)
+        for name, values in variations.items()
+    }
+    return {name: distance for name, distance in found.items() if distance is not None}
+
+
+def _reference_values(recording: torch_training.Recording) -> dict[str, torch.Tensor]:
+    """Everything that is compared, by row."""
+    return {**recording.gradients, **recording.weights, "loss": recording.loss}
+
+
+def _candidate_values(recording: paddle_training.Recording, entries: Sequence[Entry]) -> dict[str, Output]:
+    """The same of the candidate, weights in the reference's layout."""
+    found = {name: paddle_training.output(value) for name, value in recording.gradients.items()}
+    if recording.loss is not None:
+        found["loss"] = paddle_training.output(recording.loss)
+    for entry in entries:
+        gradient = recording.weights.get(entry.paddle) if entry.op.stored else None
+        if gradient is not None:
+            turned = gradient.t() if entry.op.name == "T" else gradient
+            found[entry.hf] = paddle_training.output(turned)
+    return found
