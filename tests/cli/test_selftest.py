@@ -233,12 +233,13 @@ def test_the_page_escapes_what_the_report_says():
     }  # fmt: skip
     bad = "<script>alert(1)</script>"
     fault = FaultOutcome(
-        name=bad, head=bad, dtype="fp32", phase="forward", must_die=True, equivalent=False, killed=False, killed_by=(), seen={},
-        verdict=bad, first_probe=bad, expected_probe=bad, effect=None,
+        name=bad, head=bad, dtype="fp32", phase="forward", must_die=True, equivalent=False, killed=False,
+        killed_by=(), seen={}, verdict=bad, first_probe=bad, expected_probe=bad, effect=None,
     )  # fmt: skip
+    alarm = AlarmInfo(head=bad, dtype="fp32", phase="forward", seed=3, verdict=bad, detail=bad)
     report = SelftestReport(
-        tool_version=bad, created=bad, exit_code=1, model=bad, dtype="fp32", heads=(bad,), phases=("forward",), seeds=1, table=bad,
-        table_sha256=bad, faults=(fault,), alarms=(AlarmInfo(head=bad, dtype="fp32", phase="forward", seed=3, verdict=bad, detail=bad),),
+        tool_version=bad, created=bad, exit_code=1, model=bad, dtype="fp32", heads=(bad,), phases=("forward",), seeds=1,
+        table=bad, table_sha256=bad, faults=(fault,), alarms=(alarm,),
         false_alarms=1, runs=2, survivors=(bad,), environment=environment, command=bad,
     )  # fmt: skip
     page = render_selftest(report)
