@@ -343,7 +343,7 @@ def test_a_reference_without_any_error_allows_little_beyond_rounding(comparison,
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_in_a_row_of_few_numbers_the_references_error_is_no_less_than_its_null(both, dtype):
-    unit, limit = TOLERANCES[dtype].unit_roundoff, TOLERANCES[dtype].noise.small_factor
+    unit, limit = TOLERANCES[dtype].unit_roundoff, TOLERANCES[dtype].forward.noise.small_factor
     for elements, outcome, ratio in ((4095, PASS, limit), (4096, FAIL, 10 * limit)):
         both.errors("logits", ACCUMULATED, dtype, candidate=10 * limit, reference=1.0, elements=elements)
         both.wrong("logits", ACCUMULATED, dtype, null_rel_l2=10 * unit)
