@@ -182,7 +182,11 @@ def _print(report: SelftestReport) -> None:
         seed = "the fixture itself" if alarm.seed is None else f"seed {alarm.seed}"
         said = f"false alarm: {alarm.head}, {alarm.dtype}, {alarm.phase}, {seed}: {alarm.verdict}: {alarm.detail}"
         out.print(Text(said, style="red"), soft_wrap=True)
-    out.print(report.summary)
+    for fault in report.faults:
+        if fault.cause_wrong:
+            said = f"wrong cause: {fault.name}, {fault.head}, {fault.dtype}: {' or '.join(fault.cause_names)}"
+            out.print(Text(f"{said}; expected: {fault.expected_cause or 'none'}", style="red"), soft_wrap=True)
+    out.print(report.summary, soft_wrap=True)
 
 
 def _style(fault: FaultOutcome) -> str:

@@ -10,7 +10,9 @@ import torch
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.backends.fixture_writer import draw_model
+from modernbert_align.backends.hypotheses import Ground
 from modernbert_align.backends.oracle import Oracle
+from modernbert_align.core.cause import Cause, Level
 from modernbert_align.core.fixtures import Fixture, Inputs, contract_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.probes import Probe, load_probes
@@ -21,6 +23,7 @@ from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, reference_side, step_engine, stream_engine
+from modernbert_align.engines.cause import examine
 from modernbert_align.engines.faults import Fault
 from modernbert_align.engines.reference_side import Recording
 
@@ -40,6 +43,8 @@ class Outcome:
         first_probe: Where the comparison places it; empty if nowhere.
         effect: Largest rel_l2 over what rounding explains, in the forward phase the largest isolated one; None where
             there is something else than rounding to see: weights that differ, values that are missing or not finite.
+        cause_level, cause_names: What it names as the cause; None and empty where there is nothing to look at.
+        expected_cause: What it must name; empty where there is nothing to name.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Outcome:
     first_probe: str
     expected_probe: str
     effect: float | None
+    cause_level: Level | None
+    cause_names: tuple[str, ...]
+    expected_cause: str
 
     @property
     def survived(self) -> bool:
@@ -151,6 +159,7 @@ class Subject:
         """Inject a fault, compare, and take it out again."""
         with fault.inject(self.candidate):
             judgement, records, weights = self.compare(phase=fault.phase)
+            cause = self.cause(judgement, weights, fault.phase)
         effect = self._effect(records, weights, fault.phase)
         shows = self.dtype in fault.dtypes and self.fixture.weights in fault.weights and not fault.equivalent
         seen = {
@@ -174,7 +183,17 @@ class Subject:
             first_probe=judgement.first_failing.probe if judgement.first_failing else "",
             expected_probe=fault.first,
             effect=effect,
+            cause_level=cause.level if cause is not None else None,
+            cause_names=cause.names if cause is not None else (),
+            expected_cause=fault.cause,
         )
+
+    def cause(self, judgement: Judgement, weights: WeightCheck, phase: Phase = "forward") -> Cause | None:
+        """Why the candidate as it is now fails, as `diff` says it; on the fixture's inputs."""
+        if phase != "forward":
+            return None
+        ground = Ground(config=self.config, head=self.head, reference=self.reference)
+        return examine(self.candidate, ground, self.batch, self._probes, self._entries, judgement, weights)
 
     def _effect(self, records: tuple[Record, ...], weights: WeightCheck, phase: Phase) -> float | None:
         """See `Outcome.effect`. Taken from the measurements, not from the verdict that is on trial."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from modernbert_align.core.cause import Level
 from modernbert_align.core.files import write_atomically
 from modernbert_align.core.rows import MODES, Dtype, Mode, Phase
 from modernbert_align.report.schema import Environment
@@ -31,6 +32,9 @@ class FaultOutcome(_Strict):
         first_probe: Where the comparison places it; empty if nowhere.
         effect: Largest rel_l2 over what rounding explains, in the forward phase the largest isolated one; null where
             there is something else to see.
+        cause_level, cause_names: What the comparison names as the cause; null and empty where there is nothing to look
+            at.
+        expected_cause: What it must name; empty where there is nothing to name.
     """
 
     name: str
@@ -46,6 +50,9 @@ class FaultOutcome(_Strict):
     first_probe: str
     expected_probe: str
     effect: float | None
+    cause_level: Level | None
+    cause_names: tuple[str, ...]
+    expected_cause: str
 
     @property
     def survived(self) -> bool:
@@ -67,6 +74,32 @@ class FaultOutcome(_Strict):
         if not self.killed:
             return "within rounding"
         return "killed" if self.first_probe == self.expected_probe else f"killed, not at {self.expected_probe}"
+
+    @property
+    def cause_found(self) -> bool:
+        """Whether the right cause is named as certain, alone or with others that cannot be told apart from it."""
+        return self.cause_level == "explained" and self.expected_cause in self.cause_names
+
+    @property
+    def cause_wrong(self) -> bool:
+        """Whether a wrong cause is named as certain."""
+        return self.cause_level == "explained" and not self.cause_found
+
+    @property
+    def cause_said(self) -> str:
+        """The cause in words; empty where there is nothing to look at."""
+        names = " or ".join(self.cause_names)
+        match self.cause_level:
+            case "explained":
+                return f"WRONG: {names}" if self.cause_wrong else names
+            case "partial":
+                return f"perhaps {names}"
+            case "unexplained":
+                return "not known"
+            case "structural":
+                return "the finding itself"
+            case None:
+                return ""
 
     def places(self, criterion: str) -> str:
         """Where a criterion saw it: `own`, `end`, both, or nothing."""
@@ -136,10 +169,13 @@ class SelftestReport(_Strict):
         """The outcome in one sentence without a period."""
         expected = [fault for fault in self.faults if fault.must_die]
         harmless = [fault for fault in self.faults if fault.equivalent]
+        nameable = [fault for fault in self.faults if fault.killed and fault.expected_cause]
         return (
             f"{sum(fault.killed for fault in expected)} of {len(expected)} faults found; "
             f"{sum(fault.false_alarm for fault in harmless)} alarms in {len(harmless)} harmless changes, "
-            f"{len(self.alarms)} in {self.runs} comparisons without a fault"
+            f"{len(self.alarms)} in {self.runs} comparisons without a fault; "
+            f"{sum(fault.cause_found for fault in nameable)} of {len(nameable)} causes named, "
+            f"{sum(fault.cause_wrong for fault in self.faults)} wrong"
         )
 
 

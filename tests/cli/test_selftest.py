@@ -77,6 +77,10 @@ def test_fault_changes_the_model_dies_and_leaves_it_as_it_was(subjects, name):
     assert outcome.must_die == must_die
     assert outcome.killed == must_die
     assert outcome.equivalent == bool(fault.equivalent)
+    if fault.phase == "forward" and must_die:
+        named = (fault.cause,) if fault.cause else ()
+        assert (outcome.expected_cause, outcome.cause_names) == (fault.cause, named)
+        assert (outcome.cause_level == "explained") == bool(fault.cause)
     if must_die:
         assert outcome.verdict == fault.verdict
         assert outcome.first_probe == outcome.expected_probe
@@ -159,6 +163,8 @@ def test_json_has_the_matrix_and_the_exit_code_is_green(selftest_cli):
     assert by_name[SOME[0]]["killed_by"] == ["noise", "direct"]
     assert by_name[SOME[1]]["killed_by"] == ["contract", "noise", "direct", "weights"]
     harmless = by_name[SOME[2]]
+    assert [by_name[name]["cause_names"] for name in SOME] == [["norm epsilon"], ["weights"], []]
+    assert (by_name[SOME[0]]["cause_level"], harmless["cause_level"]) == ("explained", None)
     assert (harmless["killed"], harmless["equivalent"], harmless["killed_by"]) == (False, True, [])
     for fault in document["faults"]:
         assert {"name", "killed", "killed_by", "first_probe", "expected_probe", "dtype", "equivalent"} <= set(fault)
@@ -168,9 +174,25 @@ def test_json_has_the_matrix_and_the_exit_code_is_green(selftest_cli):
 def test_table_fits_100_columns_and_counts_no_harmless_change(selftest_cli):
     code, out, _ = selftest_cli("--phase", "forward", "--seeds", 0)
     assert code == 0
-    assert "2 of 2 faults found; 0 alarms in 1 harmless changes, 0 in 1 comparisons without a fault" in out
+    summary = "2 of 2 faults found; 0 alarms in 1 harmless changes, 0 in 1 comparisons without a fault"
+    assert f"{summary}; 2 of 2 causes named, 0 wrong" in out
     matrix = out.splitlines()[: 1 + len(SOME)]
     assert max(map(len, matrix)) <= 100
+
+
+@pytest.mark.usefixtures("few_faults")
+def test_wrong_name_is_said_to_be_wrong(selftest_cli, monkeypatch):
+    honest = selftest.examine
+
+    def mistaken(*arguments):
+        found = honest(*arguments)
+        return found and found.model_copy(update={"names": ("RoPE theta",)})
+
+    monkeypatch.setattr(selftest, "examine", mistaken)
+    code, out, _ = selftest_cli("--phase", "forward", "--seeds", 0)
+    assert code == 0
+    assert "0 of 2 causes named, 2 wrong" in out
+    assert f"wrong cause: {SOME[1]}, masked_lm, fp32: RoPE theta; expected: weights" in out
 
 
 @pytest.mark.usefixtures("few_faults")
@@ -235,6 +257,7 @@ def test_the_page_escapes_what_the_report_says():
     fault = FaultOutcome(
         name=bad, head=bad, dtype="fp32", phase="forward", must_die=True, equivalent=False, killed=False,
         killed_by=(), seen={}, verdict=bad, first_probe=bad, expected_probe=bad, effect=None,
+        cause_level="explained", cause_names=(bad,), expected_cause="",
     )  # fmt: skip
     alarm = AlarmInfo(head=bad, dtype="fp32", phase="forward", seed=3, verdict=bad, detail=bad)
     report = SelftestReport(
@@ -246,6 +269,7 @@ def test_the_page_escapes_what_the_report_says():
     assert "<script" not in page
     assert "SURVIVED" in page
     assert "seed 3" in page
+    assert "WRONG: &lt;script&gt;" in page
 
 
 def test_all_heads_means_every_fault_on_every_head_that_can_have_it():
