@@ -16,13 +16,6 @@ from modernbert_align.core.training import Optimizer, backward_probes, losses, p
 from modernbert_align.engines import backward_engine, step_engine
 
 HEADS = load_table().heads
-    "base",
-    "masked_lm",
-    "sequence_classification",
-    "token_classification",
-    "question_answering",
-    "multiple_choice",
-)
 
 
 class Phases:
