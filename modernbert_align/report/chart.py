@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeGuard
 
-from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
+from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
@@ -40,6 +40,13 @@ MODE_SIZE: dict[Mode, float] = {"isolated": 3.8, "accumulated": 5.4}
 MODE_NAME: dict[Mode, str] = {"isolated": "own error", "accumulated": "end to end"}
 FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": BAD, "markeredgewidth": 1}
 IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": EXPLAINED, "markeredgewidth": 1}
+
+
+_AXIS: dict[Phase, str] = {
+    "forward": "layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)",
+    "backward": "layer: gradients of the modules' outputs from the loss back to the inputs, then of the weights",
+    "step": "layer of every weight, then the losses",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def error_chart_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> s
             _draw_rel_l2(axes, mode, points[mode])
         for axes in panels:
             _draw_layers(axes, probes)
-        _label_layers(panels[-1], probes)
+        _label_layers(panels[-1], probes, _AXIS[report.phase])
         first = report.first_failing
         if first is not None and first.dtype == dtype and first.probe in place:
             _point_at(panels, place[first.probe], first)
@@ -251,18 +258,16 @@ def _draw_layers(axes: Any, probes: Sequence[str]) -> None:
             axes.axvspan(xs[0] - 0.5, xs[-1] + 0.5, color=INK, alpha=0.05, linewidth=0)
 
 
-def _label_layers(axes: Any, probes: Sequence[str]) -> None:
+def _label_layers(axes: Any, probes: Sequence[str], words: str) -> None:
     blocks = _blocks(probes)
     every = math.ceil(sum(layer is not None for layer, _ in blocks) / MOST_LAYER_LABELS) or 1
     shown = [(layer, xs) for layer, xs in blocks if layer is None or layer % every == 0]
-    labels = [_short(probes[xs[0]], LONGEST_LABEL) if layer is None else str(layer) for layer, xs in shown]
+    labels = [_short(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer) for layer, xs in shown]
     axes.set_xticks([(xs[0] + xs[-1]) / 2 for _, xs in shown], labels)
     for label, (layer, _) in zip(axes.get_xticklabels(), shown, strict=True):
         if layer is None:
             label.set(rotation=90, fontsize=8)
-    axes.set_xlabel(
-        "layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)"
-    )
+    axes.set_xlabel(words)
     axes.xaxis.set_label_coords(0.5, -0.2)
 
 
