@@ -22,7 +22,7 @@ from modernbert_align.core.training import Run
 from modernbert_align.core.verdict import Judgement
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, padiff_engine, reference_side, step_engine, stream_engine
-from modernbert_align.engines.cause import examine
+from modernbert_align.engines.training_cause import examine_phase
 from modernbert_align.engines.truth import Truth
 
 Notify = Callable[[str], None]
@@ -146,12 +146,12 @@ def run_alignment(
                 passes.append(note)
                 del result
         own = [record for record in records if record.dtype == dtype]
-        judgement = None if judged is None or failed or run.phase != "forward" else judged(own, weights[-1])
+        judgement = None if judged is None or failed else judged(own, weights[-1])
         if judgement is not None and judgement.verdict == "FAIL":
             failed = True
             notify(f"{dtype}: looking for the cause")
             ground = Ground(config=config, head=head, reference=theirs)
-            cause = examine(ours, ground, batch, probes, entries, judgement, weights[-1])
+            cause = examine_phase(run, prefix, ours, ground, batch, probes, entries, judgement, weights[-1])
             clock.lap("cause")
         del ours, theirs, oracle
         gc.collect()

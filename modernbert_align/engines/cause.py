@@ -107,7 +107,7 @@ def examine(
             probe=probe,
             candidate=captured.candidate[probe.name],
             reference=hf.to_numpy(captured.recorded[probe.name]),
-            rounding=_rounding(rows[probe.name], probe),
+            rounding=explained_by_rounding(rows[probe.name], probe),
             failing=rows[probe.name].status == "fail",
         )
         for probe in chosen
@@ -129,7 +129,7 @@ def examine(
     )
 
 
-def _rounding(row: Row, probe: Probe) -> float:
+def explained_by_rounding(row: Row, probe: Probe) -> float:
     """What rounding explains at a probe, as an rms: the reference's own error, or what it differs from itself."""
     size = max(row.reference_rms or 0.0, probe.scale)
     null = row.rel_l2 / row.null_ratio if row.rel_l2 and row.null_ratio else 0.0

@@ -23,9 +23,9 @@ from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, reference_side, step_engine, stream_engine
-from modernbert_align.engines.cause import examine
 from modernbert_align.engines.faults import Fault
 from modernbert_align.engines.reference_side import Recording
+from modernbert_align.engines.training_cause import examine_phase
 
 CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
 STEPS = 3
@@ -190,10 +190,9 @@ class Subject:
 
     def cause(self, judgement: Judgement, weights: WeightCheck, phase: Phase = "forward") -> Cause | None:
         """Why the candidate as it is now fails, as `diff` says it; on the fixture's inputs."""
-        if phase != "forward":
-            return None
         ground = Ground(config=self.config, head=self.head, reference=self.reference)
-        return examine(self.candidate, ground, self.batch, self._probes, self._entries, judgement, weights)
+        found = (self.candidate, ground, self.batch, self._probes, self._entries, judgement, weights)
+        return examine_phase(_run(phase), self._prefix, *found)
 
     def _effect(self, records: tuple[Record, ...], weights: WeightCheck, phase: Phase) -> float | None:
         """See `Outcome.effect`. Taken from the measurements, not from the verdict that is on trial."""

@@ -262,7 +262,10 @@ def _label_layers(axes: Any, probes: Sequence[str], words: str) -> None:
     blocks = _blocks(probes)
     every = math.ceil(sum(layer is not None for layer, _ in blocks) / MOST_LAYER_LABELS) or 1
     shown = [(layer, xs) for layer, xs in blocks if layer is None or layer % every == 0]
-    labels = [_short(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer) for layer, xs in shown]
+    labels = [
+        _short(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer)
+        for layer, xs in shown
+    ]
     axes.set_xticks([(xs[0] + xs[-1]) / 2 for _, xs in shown], labels)
     for label, (layer, _) in zip(axes.get_xticklabels(), shown, strict=True):
         if layer is None:

@@ -77,7 +77,7 @@ def test_fault_changes_the_model_dies_and_leaves_it_as_it_was(subjects, name):
     assert outcome.must_die == must_die
     assert outcome.killed == must_die
     assert outcome.equivalent == bool(fault.equivalent)
-    if fault.phase == "forward" and must_die:
+    if fault.phase != "backward" and must_die:
         named = (fault.cause,) if fault.cause else ()
         assert (outcome.expected_cause, outcome.cause_names) == (fault.cause, named)
         assert (outcome.cause_level == "explained") == bool(fault.cause)
@@ -182,13 +182,13 @@ def test_table_fits_100_columns_and_counts_no_harmless_change(selftest_cli):
 
 @pytest.mark.usefixtures("few_faults")
 def test_wrong_name_is_said_to_be_wrong(selftest_cli, monkeypatch):
-    honest = selftest.examine
+    honest = selftest.examine_phase
 
     def mistaken(*arguments):
         found = honest(*arguments)
         return found and found.model_copy(update={"names": ("RoPE theta",)})
 
-    monkeypatch.setattr(selftest, "examine", mistaken)
+    monkeypatch.setattr(selftest, "examine_phase", mistaken)
     code, out, _ = selftest_cli("--phase", "forward", "--seeds", 0)
     assert code == 0
     assert "0 of 2 causes named, 2 wrong" in out
