@@ -172,4 +172,12 @@ class _PermutedLinear(torch.autograd.Function):
         gradient = gradients[0]
         for_x = gradient.flip(-1) @ weight.flip(0)  # [... in]
         flat, tokens = gradient.flatten(0, -2).flip(0), x.flatten(0, -2).flip(0)  # [tokens out], [tokens in]
-        return for_x, flat.mT @ tokens, None if bias is None else flat.sum(dim=0), None
+        return for_x, flat.mT @ tokens, None if bias is None else _one_by_one(flat), None
+
+
+def _one_by_one(rows: torch.Tensor) -> torch.Tensor:
+    """[rows out] -> [out]: the rows added up one after the other, each sum rounded; PyTorch's own sum goes by halves."""
+    total = torch.zeros_like(rows[0], dtype=torch.promote_types(rows.dtype, torch.float32))
+    for row in rows:
+        total += row
+    return total.to(rows.dtype)

@@ -33,6 +33,7 @@ class Record(BaseModel):
         mean_abs, max_abs, rel_l2: See `core.metrics.Metrics`.
         candidate_error, reference_error: rms distance of either side from the float64 oracle.
         ulps: Elements per bin of `core.metrics.ULP_BINS`; bf16 only.
+        scale: Smallest magnitude that errors are relative to, where that depends on the values: gradients that cancel.
         null_rel_l2: The reference against itself with other kernels: the largest rel_l2 of `null_parts`.
         null_parts: rel_l2 by name of the variation: `sdpa` for eager attention, `permuted` order of every sum in a
             Linear.
@@ -54,6 +55,7 @@ class Record(BaseModel):
     max_abs: float | None = None
     rel_l2: float | None = None
     reference_rms: float | None = None
+    scale: float = 0.0
     equal_share: float | None = None
     worst_index: tuple[int, ...] | None = None
     worst_candidate: float | None = None

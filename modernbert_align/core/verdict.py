@@ -207,6 +207,7 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
         record.null_rel_l2,
         record.candidate_error,
         record.reference_error,
+        record.scale,
     )
     if any(number is not None and not math.isfinite(number) for number in measured):
         unusable = record.model_copy(update={"reason": "a measured number is not finite"})
@@ -216,7 +217,7 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
     noise, noise_limit = None, criteria.noise.factor_for(record.elements)
-    size = max(record.reference_rms or 0.0, probe.scale)
+    size = max(record.reference_rms or 0.0, probe.scale, record.scale)
     least = criteria.noise.floor * tolerance.roundoff(probe) * size
     if record.candidate_error > least:
         own = max(record.reference_error, least)  # the reference may be exact
