@@ -189,7 +189,7 @@ def compare(case: Case) -> dict[str, Span]:
         case.architecture,
         case.config,
         case.head,
-        Run(engine=case.engine),
+        Run(forward_engine=case.engine),
         case.prefix,
         case.entries,
         case.probes,

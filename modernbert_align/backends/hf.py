@@ -176,7 +176,7 @@ class _PermutedLinear(torch.autograd.Function):
 
 
 def _one_by_one(rows: torch.Tensor) -> torch.Tensor:
-    """[rows out] -> [out]: the rows added up one after the other, each sum rounded; PyTorch's own sum goes by halves."""
+    """[rows out] -> [out]: the rows added up one after the other; PyTorch's own sum goes by halves."""
     total = torch.zeros_like(rows[0], dtype=torch.promote_types(rows.dtype, torch.float32))
     for row in rows:
         total += row

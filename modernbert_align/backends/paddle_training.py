@@ -91,19 +91,22 @@ def run(
 
         return tap
 
-    handles = [layers[tap.paddle].register_forward_post_hook(hook(tap.name)) for tap in taps]
+    handles = []
+    model.clear_gradients(set_to_zero=False)
     try:
+        for tap in taps:
+            handles.append(layers[tap.paddle].register_forward_post_hook(hook(tap.name)))
         with paddle.enable_grad():
             value = _loss(model(**backend.inputs(batch)), probes, projections)
             value.backward()
+        recording.loss = value.detach()
+        for name, parameter in parameters(model).items():
+            gradient = parameter.grad  # freed when cleared
+            recording.weights[name] = paddle.zeros_like(parameter) if gradient is None else gradient.clone()
     finally:
+        model.clear_gradients(set_to_zero=False)
         for handle in handles:
             handle.remove()
-    recording.loss = value.detach()
-    for name, parameter in parameters(model).items():
-        gradient = parameter.grad
-        recording.weights[name] = paddle.zeros_like(parameter) if gradient is None else gradient.clone()  # soon freed
-    model.clear_gradients(set_to_zero=False)
     return recording
 
 

@@ -116,8 +116,10 @@ class Trainee:
 
             return tap
 
-        handles = [modules[tap.hf].register_forward_hook(hook(tap.name)) for tap in self._taps]
+        handles = []
         try:
+            for tap in self._taps:
+                handles.append(modules[tap.hf].register_forward_hook(hook(tap.name)))
             returned = self.model(**hf.inputs(self._batch))
         finally:
             for handle in handles:
@@ -228,9 +230,9 @@ class Masters:
 def variation(model: torch.nn.Module, name: str) -> Iterator[None]:
     """The reference with other kernels: `sdpa` for eager attention, or `permuted` order of every sum in a Linear."""
     permuted = hf.PermutedSums(model)
-    permuted.active = name == "permuted"
-    hf.set_attention(model, "sdpa" if name == "sdpa" else "eager")
     try:
+        permuted.active = name == "permuted"
+        hf.set_attention(model, "sdpa" if name == "sdpa" else "eager")
         yield
     finally:
         hf.set_attention(model, "eager")

@@ -26,7 +26,7 @@ from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
-from modernbert_align.core.training import MOST_STEPS, Run, phase_losses, phase_probes
+from modernbert_align.core.training import DEFAULT_STEPS, FEWEST_STEPS, MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
 from modernbert_align.errors import MissingPackageError, UsageError
 from modernbert_align.report.html_report import write_html
@@ -42,8 +42,6 @@ from modernbert_align.report.schema import (
     Threshold,
 )
 from modernbert_align.report.terminal import print_report
-
-DEFAULT_STEPS = 3
 
 
 def run(
@@ -69,19 +67,19 @@ def run(
         raise UsageError(f"--engine chooses what drives the forward phase, not {phase}", hint="leave it out")
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"unknown engine `{engine}`", hint=f"one of {', '.join(ENGINES)}")
-    if steps is not None and (phase != "step" or not 1 <= steps <= MOST_STEPS):
-        raise UsageError(
-            f"--steps {steps} with phase {phase}", hint=f"give 1 to {MOST_STEPS}, and only with --phase step"
-        )
+    if steps is not None and phase != "step":
+        raise UsageError(f"--steps is for --phase step, not {phase}", hint="leave it out")
+    if steps is not None and not FEWEST_STEPS <= steps <= MOST_STEPS:
+        raise UsageError(f"--steps is {steps}", hint=f"give {FEWEST_STEPS} to {MOST_STEPS}")
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     how = Run()
     if phase == "backward":
-        how = Run(phase="backward", engine="autograd")
+        how = Run(phase="backward")
     elif phase == "step":
-        how = Run(phase="step", engine="autograd", steps=steps or DEFAULT_STEPS)
+        how = Run(phase="step", steps=steps or DEFAULT_STEPS)
     elif engine is not None:
-        how = Run(engine=engine)
+        how = Run(forward_engine=engine)
     table = load_table()
     if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
@@ -292,7 +290,7 @@ def _input_info(batch: Inputs) -> InputInfo:
 def thresholds(
     tolerances: Mapping[Dtype, Tolerance], judgement: Judgement, phase: Phase = "forward"
 ) -> tuple[Threshold, ...]:
-    """Every number that decides, and those whose measurement does not exist yet."""
+    """The numbers that decide in a phase."""
     found = []
     for dtype, t in tolerances.items():
         under_contract = any(row.contract for row in judgement.rows if row.dtype == dtype)

@@ -14,7 +14,7 @@ from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import PHASES
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tolerance import load_tolerances
-from modernbert_align.core.training import MOST_STEPS, Run, phase_losses, phase_probes
+from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import (
     POLICIES,
     RUNS,
@@ -103,6 +103,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
                         "head": report.model.head,
                         "dtype": report.dtype,
                         "phase": report.phase,
+                        "steps": report.steps,
                         "verdict": judgement.verdict,
                         "exit_code": judgement.exit_code,
                         "coverage": judgement.coverage.model_dump(mode="json"),
@@ -116,7 +117,8 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
     for path, report, judgement in outcomes:
         coverage = judgement.coverage
         out.print(
-            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}: "
+            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}"
+            f"{f' of {report.steps} steps' if report.steps else ''}: "
             f"{coverage.compared} of {coverage.expected} rows, {coverage.weights_compared} of "
             f"{coverage.weights_expected} weights  {path}",
             soft_wrap=True,
@@ -126,7 +128,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
             out.print(f"  the report says {report.verdict}; the installed tolerances decide", markup=False)
         if judgement.first_failing is not None:
             first = judgement.first_failing
-            out.print(f"  first failing: {first.probe} ({first.dtype}): {first.detail}", soft_wrap=True, markup=False)
+            out.print(f"  first failing: {first.place}: {first.detail}", soft_wrap=True, markup=False)
     for text in unmet:
         out.print(f"NOT_COMPARED required {text}: no report covers it", soft_wrap=True, markup=False)
     out.print(f"gate: exit {code}")
@@ -146,9 +148,10 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
     batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config, report.model.head)
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
-    run = Run(phase=report.phase, steps=report.steps)
-    if (run.phase == "step") != (run.steps is not None and 1 <= run.steps <= MOST_STEPS):
-        raise ReportError(f"`{path}` says phase {run.phase} and {run.steps} steps", hint="run `diff` again")
+    try:
+        run = Run(phase=report.phase, steps=report.steps)
+    except ValueError as mixture:
+        raise ReportError(f"`{path}` says {mixture}", hint="run `diff` again") from None
     prefix, entries = table.prefix(report.model.head), table.expand(config, report.model.head)
     dtypes = RUNS[report.dtype]
     fixture = contract_fixture(report.model.fixture)

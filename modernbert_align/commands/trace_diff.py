@@ -40,11 +40,14 @@ def check_arguments(
             f"`{candidate}` is a file and no checkpoint folder",
             hint="if it is a trace, name the reference's with --reference",
         )
+    for path in (reference, *([candidate] if candidate is not None else [])):
+        if kind_of(path) == "folder":
+            raise UsageError(
+                f"`{path}` is a folder: either both sides are traces or neither is",
+                hint="a reference's folder is named with --model",
+            )
     if candidate is None:
         raise UsageError("--reference is a trace and needs the candidate's", hint="name it with --candidate")
-    for path in (reference, candidate):
-        if kind_of(path) == "folder":
-            raise UsageError(f"`{path}` is a folder: either both sides are traces or neither is")
     for option, value in given.items():
         if value is not None:
             raise UsageError(f"{option} cannot be chosen for traces", hint="leave it out: the traces say it")

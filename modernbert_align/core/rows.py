@@ -34,9 +34,9 @@ class Record(BaseModel):
         candidate_error, reference_error: rms distance of either side from the float64 oracle.
         ulps: Elements per bin of `core.metrics.ULP_BINS`; bf16 only.
         scale: Smallest magnitude that errors are relative to, where that depends on the values: gradients that cancel.
-        null_rel_l2: The reference against itself with other kernels: the largest rel_l2 of `null_parts`.
+        null_rel_l2: The reference against itself: the largest rel_l2 of `null_parts`.
         null_parts: rel_l2 by name of the variation: `sdpa` for eager attention, `permuted` order of every sum in a
-            Linear.
+            Linear; of gradients and what follows from them also the `oracle`.
         padiff_equal: PaDiff's own elementwise verdict; information only.
     """
 

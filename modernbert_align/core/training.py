@@ -17,7 +17,10 @@ EMBEDDED = "inputs"  # the embedded tokens: what the gradient of the inputs is t
 MOMENTS = ("moment1", "moment2")
 
 
-MOST_STEPS = 100
+DEFAULT_STEPS = 3
+# One step shows no loss of the weights it made, nor gradients left over from the step before.
+FEWEST_STEPS = 2
+MOST_STEPS = 10  # the reference's gradients of every step are held: 0.6 GB each for base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +28,26 @@ class Run:
     """How both models are run.
 
     Attributes:
-        engine: In the forward phase `padiff`, a pass at a time, or `stream`, all passes at once; else `autograd`.
+        forward_engine: What drives the forward phase: `padiff`, a pass at a time, or `stream`, all passes at once.
         steps: How many optimizer steps the step phase takes; None in the others.
+
+    Raises:
+        ValueError: Steps without the step phase or the other way round, or too few or too many.
     """
 
     phase: Phase = "forward"
-    engine: EngineName = "padiff"
+    forward_engine: EngineName = "padiff"
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        taken = self.steps is not None and FEWEST_STEPS <= self.steps <= MOST_STEPS
+        if taken != (self.phase == "step") or (self.steps is not None and not taken):
+            raise ValueError(f"phase {self.phase} and {self.steps} steps")
+
+    @property
+    def engine(self) -> EngineName:
+        """What drives this phase."""
+        return self.forward_engine if self.phase == "forward" else "autograd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +134,11 @@ def phase_probes(run: Run, probes: Sequence[Probe], entries: Sequence[Entry], pr
         entries: The table for the model.
         prefix: What module paths of the encoder start with.
     """
-    if run.steps is not None:
-        return step_probes(probes, entries, run.steps)
-    return backward_probes(probes, entries, prefix) if run.phase == "backward" else tuple(probes)
+    if run.phase == "forward":
+        return tuple(probes)
+    if run.phase == "backward":
+        return backward_probes(probes, entries, prefix)
+    return step_probes(probes, entries, run.steps or 0)
 
 
 def phase_losses(phase: Phase, batch: Inputs) -> tuple[Loss | None, ...]:
@@ -131,7 +149,7 @@ def phase_losses(phase: Phase, batch: Inputs) -> tuple[Loss | None, ...]:
 def step_probes(probes: Sequence[Probe], entries: Sequence[Entry], steps: int) -> tuple[Probe, ...]:
     """Every row of the step phase: every weight and both its moments after the last step, then the loss before each."""
     widest = max(probe.fan_in for probe in probes)
-    losses = [
+    before = [
         Probe(name=f"loss.{n}", pattern="loss", hf="", paddle="", fan_in=widest, tokens=False, scale=1.0)
         for n in range(1, steps + 1)
     ]
@@ -140,7 +158,7 @@ def step_probes(probes: Sequence[Probe], entries: Sequence[Entry], steps: int) -
         for entry, kind in itertools.product([e for e in entries if e.op.stored], ("", *MOMENTS))
         for name in [f"{entry.hf}.{kind}" if kind else entry.hf]
     ]
-    return (*(_weight(entry, name, 1, float32=True) for entry, name in names), *losses)
+    return (*(_weight(entry, name, 1, float32=True) for entry, name in names), *before)
 
 
 def _weight(entry: Entry, name: str, fan_in: int, *, float32: bool = False) -> Probe:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Record, Row, Status, WeightCheck
 from modernbert_align.core.tolerance import Tolerance
+from modernbert_align.core.training import MOMENTS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, ReportError
 
 Policy = Literal["contract", "noise-aware"]
@@ -46,6 +47,11 @@ class Failing(BaseModel):
     loss: Loss | None = None
     status: str
     detail: str
+
+    @property
+    def place(self) -> str:
+        """Where, in words."""
+        return f"{self.probe} ({self.dtype}, {self.loss} loss)" if self.loss else f"{self.probe} ({self.dtype})"
 
 
 class Coverage(BaseModel):
@@ -137,7 +143,7 @@ def judge(
         for key, record in found.items()
         if key not in expected
     ]
-    rows = _explain_only_with_clean_parts(rows)
+    rows = _explain_only_with_clean_parts(_nothing_against_nothing(rows))
     coverage = _coverage(rows, weights, expectation)
     verdict = _verdict(rows, weights, coverage)
     return Judgement(
@@ -160,8 +166,15 @@ def _index(records: Sequence[Record]) -> dict[Key, Record]:
     keys: list[Key] = [(r.probe, r.dtype, r.mode, r.phase, r.loss) for r in records]
     twice = [key for key, n in Counter(keys).items() if n > 1]
     if twice:
-        raise ReportError(f"two rows claim to be `{twice[0][0]}` ({twice[0][1]}, {twice[0][2]})")
+        record = next(r for r, key in zip(records, keys, strict=True) if key == twice[0])
+        raise ReportError(f"two rows claim to be {place(record)}")
     return dict(zip(keys, records, strict=True))
+
+
+def place(record: Record) -> str:
+    """Where a row is: `layers.3.mlp (fp32, isolated)`, with the loss where one was differentiated."""
+    loss = f", {record.loss} loss" if record.loss else ""
+    return f"{record.probe} ({record.dtype}{loss}, {record.mode})"
 
 
 def _row(record: Record, **judged: Any) -> Row:
@@ -244,6 +257,33 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
     )
 
 
+def _nothing_against_nothing(rows: list[Row]) -> list[Row]:
+    """Gradients that are zero on both sides show nothing, since nothing reached them: such rows are not compared.
+
+    A gradient that is a sum which cancels may be zero (`scale` is what its terms are); a moment may be, where others
+    of the same run are not.
+    """
+
+    def zero(row: Row) -> bool:
+        return row.status == "pass" and not row.max_abs and not row.reference_rms
+
+    def moment(row: Row) -> bool:
+        return row.phase == "step" and row.probe.rpartition(".")[2] in MOMENTS
+
+    alive = {(row.dtype, row.mode, row.loss) for row in rows if moment(row) and not zero(row)}
+    unseen = {"status": "missing", "observation": "missing", "reason": "nothing reached it: zero on both sides"}
+    return [
+        row.model_copy(update=unseen)
+        if zero(row)
+        and (
+            (row.phase == "backward" and row.probe != "loss" and not row.scale)
+            or (moment(row) and (row.dtype, row.mode, row.loss) not in alive)
+        )
+        else row
+        for row in rows
+    ]
+
+
 def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
     """Rounding explains an accumulated overrun only if no part of the model is wrong by itself."""
     broken = {row.dtype for row in rows if row.mode == "isolated" and row.status not in ("pass", "explained")}
@@ -257,7 +297,7 @@ def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
 
 def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation) -> Coverage:
     expected = sum(1 for _ in expectation.rows())
-    missing = [f"{row.probe} ({row.dtype}, {row.mode}): {row.reason}" for row in rows if row.status == "missing"]
+    missing = [f"{place(row)}: {row.reason}" for row in rows if row.status == "missing"]
     missing += [f"the inputs do not exercise: {feature}" for feature, done in expectation.needs.items() if not done]
     by_dtype = {check.dtype: check for check in weights}
     if len(by_dtype) != len(weights):

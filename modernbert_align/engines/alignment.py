@@ -113,7 +113,7 @@ def run_alignment(
                 dtype=dtype,
             )
             clock.lap(run.phase)
-        elif run.steps is not None:
+        elif run.phase == "step":
             notify(f"{dtype}: {run.steps} AdamW steps")
             records += step_engine.run(
                 ours,
@@ -123,7 +123,7 @@ def run_alignment(
                 probes,
                 entries,
                 dtype=dtype,
-                steps=run.steps,
+                steps=run.steps or 0,
             )
             clock.lap(run.phase)
         elif run.engine == "stream":

@@ -25,7 +25,6 @@ from modernbert_align.core.table import Entry
 from modernbert_align.core.training import backward_probes, losses, projections, taps
 from modernbert_align.engines.reference_side import VARIATIONS
 
-
 _CANCELLED = 0.01
 
 
@@ -150,8 +149,8 @@ def distances(
 def _scales(expected: torch_training.Recording, entries: Sequence[Entry]) -> dict[str, float]:
     """What the error of a head's bias is relative to, at least: a hundredth of what its gradient is a sum of.
 
-    Such a sum may cancel: the choices of a question push a classifier's bias in opposite directions, and what is left is
-    rounding on both sides.
+    Such a sum may cancel: the choices of a question push a classifier's bias in opposite directions, and what is left
+    is rounding on both sides.
     """
     found = {}
     for entry in entries:

@@ -682,9 +682,11 @@ def _masters_in_bf16(_: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def _gradients_not_cleared(model: Any) -> Iterator[None]:
-    with _set([(model, "clear_gradients", lambda set_to_zero=True: None)]):
-        yield
-    model.clear_gradients(set_to_zero=False)
+    try:
+        with _set([(model, "clear_gradients", lambda set_to_zero=True: None)]):
+            yield
+    finally:
+        model.clear_gradients(set_to_zero=False)
 
 
 _CATALOGUE = (

@@ -19,7 +19,7 @@ from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.rows import MODES, Dtype, Mode, Phase, Record, WeightCheck
 from modernbert_align.core.table import Table
 from modernbert_align.core.tolerance import load_tolerance
-from modernbert_align.core.training import Run, phase_losses, phase_probes
+from modernbert_align.core.training import DEFAULT_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import Expectation, Judgement, default_policy, judge
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, reference_side, step_engine, stream_engine
@@ -28,7 +28,6 @@ from modernbert_align.engines.reference_side import Recording
 from modernbert_align.engines.training_cause import examine_phase
 
 CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
-STEPS = 3
 EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does
 
 
@@ -151,9 +150,9 @@ class Subject:
             return Oracle(self.config, self.head, model)
 
         models = (self.candidate, self.reference, oracle, own, self._probes, self._entries)
-        if run.steps is None:
+        if run.phase == "backward":
             return backward_engine.run(*models, prefix=self._prefix, dtype=self.dtype)
-        return step_engine.run(*models, dtype=self.dtype, steps=run.steps)
+        return step_engine.run(*models, dtype=self.dtype, steps=run.steps or 0)
 
     def try_fault(self, fault: Fault) -> Outcome:
         """Inject a fault, compare, and take it out again."""
@@ -168,7 +167,8 @@ class Subject:
         }
         found = {criterion for criteria in seen.values() for criterion in criteria}
         found |= {"weights"} if weights.differences else set()
-        killed = judgement.exit_code != 0
+        crashed = judgement.verdict == "NOT_COMPARED" and fault.verdict != "NOT_COMPARED"
+        killed = judgement.exit_code != 0 and not crashed
         return Outcome(
             name=fault.name,
             head=self.head,
@@ -223,7 +223,7 @@ class Subject:
 
 
 def _run(phase: Phase) -> Run:
-    return Run(phase=phase, engine="stream", steps=STEPS if phase == "step" else None)
+    return Run(phase=phase, forward_engine="stream", steps=DEFAULT_STEPS if phase == "step" else None)
 
 
 @dataclass(frozen=True, kw_only=True)

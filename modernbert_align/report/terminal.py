@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Row
 from modernbert_align.core.training import MOMENTS
-from modernbert_align.core.verdict import explain
+from modernbert_align.core.verdict import explain, place
 from modernbert_align.report.schema import Report
 
 if TYPE_CHECKING:
@@ -94,14 +94,12 @@ def print_report(report: Report, console: "Console") -> None:
     )
     bad = sorted((r for r in report.rows if r.status not in ("pass",)), key=_severity, reverse=True)
     for row in bad[:WORST]:
-        console.print(Text(f"{row.status}: {row.probe} ({row.dtype}, {row.mode}): {explain(row)}"), soft_wrap=True)
+        console.print(Text(f"{row.status}: {place(row)}: {explain(row)}"), soft_wrap=True)
     if len(bad) > WORST:
         console.print(f"and {len(bad) - WORST} more rows, see the report")
     if report.first_failing is not None:
         first = report.first_failing
-        console.print(
-            Text(f"first failing: {first.probe} ({first.dtype}): {first.detail}", style="bold"), soft_wrap=True
-        )
+        console.print(Text(f"first failing: {first.place}: {first.detail}", style="bold"), soft_wrap=True)
     if report.cause is not None and report.cause.level != "structural":
         console.print(
             Text(f"{CAUSE[report.cause.level]}: {cause_sentence(report.cause)}", style="bold"), soft_wrap=True

@@ -79,7 +79,10 @@ def test_a_report_of_another_phase_than_its_rows_is_not_a_pass(cli, reports, tmp
     assert cli("gate", forged)[0] == 1  # rows that nothing expects, and none of those that were
 
 
-@pytest.mark.parametrize(("phase", "steps"), [("step", None), ("step", 0), ("step", 101), ("backward", 2)])
+@pytest.mark.parametrize(
+    ("phase", "steps"),
+    [("step", None), ("step", 0), ("step", 1), ("step", 11), ("backward", 2), ("backward", 0), ("forward", 3)],
+)
 def test_a_report_with_impossible_steps_is_refused(cli, reports, tmp_path, phase, steps):
     forged = edited(reports(phase), tmp_path, lambda d: d.update(steps=steps))
     code, _, err = cli("gate", forged)
@@ -123,9 +126,9 @@ def test_a_fault_that_the_forward_phase_cannot_see_fails_its_own(cli, tmp_path, 
     [
         (("--phase", "sideways"), "unknown phase `sideways`"),
         (("--phase", "backward", "--engine", "stream"), "--engine chooses what drives the forward phase"),
-        (("--steps", "2"), "--steps 2 with phase forward"),
-        (("--phase", "step", "--steps", "0"), "--steps 0 with phase step"),
-        (("--phase", "step", "--steps", "101"), "--steps 101 with phase step"),
+        (("--steps", "2"), "--steps is for --phase step, not forward"),
+        (("--phase", "step", "--steps", "1"), "--steps is 1"),
+        (("--phase", "step", "--steps", "11"), "--steps is 11"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(cli, tmp_path, arguments, message):
@@ -135,7 +138,23 @@ def test_wrong_options_are_refused_before_anything_runs(cli, tmp_path, arguments
     assert not list(tmp_path.iterdir())
 
 
-def test_one_step_is_enough(cli, tmp_path):
-    code, out, _ = cli("diff", "--model", "tiny", "--phase", "step", "--steps", 1, "--report-dir", tmp_path, "--json")
+def test_two_steps_are_enough(cli, tmp_path):
+    code, out, _ = cli("diff", "--model", "tiny", "--phase", "step", "--steps", 2, "--report-dir", tmp_path, "--json")
     assert code == 0
-    assert {row["probe"] for row in json.loads(out)["rows"] if row["probe"].startswith("loss")} == {"loss.1"}
+    losses = {row["probe"] for row in json.loads(out)["rows"] if row["probe"].startswith("loss")}
+    assert losses == {"loss.1", "loss.2"}
+    said = cli("gate", tmp_path / "diff-tiny-masked_lm-fp32-step.json")[1]
+    assert "step of 2 steps: 178 of 178 rows" in said
+
+
+@pytest.mark.parametrize("phase", ["backward", "step"])
+def test_zero_against_zero_is_not_a_pass(cli, reports, tmp_path, phase):
+    def vanish(document):
+        for row in document["rows"]:
+            zero = dict.fromkeys(("mean_abs", "max_abs", "rel_l2", "reference_rms"), 0.0)
+            errors = dict.fromkeys(("candidate_error", "reference_error"), 0.0)
+            row.update(zero | errors if row["probe"].startswith("model.") else {})
+
+    code, out, _ = cli("gate", edited(reports(phase), tmp_path, vanish), "--json")
+    assert code == 5
+    assert "nothing reached it" in out

@@ -119,7 +119,31 @@ def test_the_optimizers_numbers_are_exact_in_float32():
 def test_the_rows_of_a_phase_are_those_of_its_engine(model):
     probes, entries, prefix, _ = model()
     assert phase_probes(Run(), probes, entries, prefix) == probes
-    backward = phase_probes(Run(phase="backward", engine="autograd"), probes, entries, prefix)
+    backward = phase_probes(Run(phase="backward"), probes, entries, prefix)
     assert backward == backward_probes(probes, entries, prefix)
-    stepped = phase_probes(Run(phase="step", engine="autograd", steps=2), probes, entries, prefix)
+    stepped = phase_probes(Run(phase="step", steps=2), probes, entries, prefix)
     assert stepped == step_probes(probes, entries, 2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps"),
+    [
+        ("step", None),
+        ("step", 0),
+        ("step", 1),
+        ("step", 11),
+        ("step", -3),
+        ("backward", 2),
+        ("forward", 0),
+        ("forward", 3),
+    ],
+)
+def test_steps_belong_to_the_step_phase_and_are_two_to_ten(phase, steps):
+    with pytest.raises(ValueError, match=f"phase {phase} and {steps} steps"):
+        Run(phase=phase, steps=steps)
+
+
+def test_only_the_forward_phase_has_a_choice_of_engines():
+    assert Run(forward_engine="stream").engine == "stream"
+    assert Run(phase="backward", forward_engine="stream").engine == "autograd"
+    assert Run(phase="step", steps=2).engine == "autograd"
