@@ -24,7 +24,7 @@ from modernbert_align.core.model_config import FULL, SLIDING, ModelConfig
 _THETAS = (10_000.0, 20_000.0, 40_000.0, 80_000.0, 100_000.0, 160_000.0, 320_000.0, 500_000.0, 1_000_000.0)
 _EPSILONS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh GELU": lambda x: F.gelu(x, approximate="tanh"),
     "sigmoid GELU": lambda x: x * torch.sigmoid(1.702 * x),
     "erf GELU": F.gelu,
@@ -34,7 +34,7 @@ _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "no activation": lambda x: x,
 }
-_OWN_NAME = {"gelu": "erf GELU", "silu": "SiLU"}
+OWN_NAME = {"gelu": "erf GELU", "silu": "SiLU"}
 _IGNORED = -100
 _REMEMBERED = 8  # outputs of Linear modules
 
@@ -783,12 +783,12 @@ def _interleaved(right: Oracle) -> Callable[[torch.Tensor, torch.Tensor], torch.
 
 
 def _activations(ground: Ground, own: str) -> Iterator[Hypothesis]:
-    for name, function in _ACTIVATIONS.items():
-        if name != _OWN_NAME[own]:
+    for name, function in ACTIVATIONS.items():
+        if name != OWN_NAME[own]:
             yield Hypothesis(
                 name="activation",
                 value=name,
-                statement=f"the activation is {name} instead of {_OWN_NAME[own]}",
+                statement=f"the activation is {name} instead of {OWN_NAME[own]}",
                 oracle=ground.but(activation=lambda _, x, function=function: function(x)),
             )
 

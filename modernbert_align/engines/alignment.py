@@ -22,7 +22,7 @@ from modernbert_align.core.training import Run
 from modernbert_align.core.verdict import Judgement
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, padiff_engine, reference_side, step_engine, stream_engine
-from modernbert_align.engines.training_cause import examine_phase
+from modernbert_align.engines.phase_cause import examine_phase
 from modernbert_align.engines.truth import Truth
 
 Notify = Callable[[str], None]

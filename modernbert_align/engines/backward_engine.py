@@ -78,7 +78,7 @@ def _compare(
     """All rows of one loss."""
     projected = None if weights is None else {name: torch.from_numpy(values) for name, values in weights.items()}
     expected = theirs.run(projected)
-    reference = _reference_values(expected)
+    reference = reference_values(expected)
     mask = batch.attention_mask.astype(bool)
     scales = _scales(expected, entries)
     rows = [replace(row, scale=max(row.scale, scales.get(row.name, 0.0))) for row in rows]
@@ -92,11 +92,11 @@ def _compare(
         nulls: dict[str, dict[str, float]] = {row.name: {} for row in rows}
         for name in VARIATIONS:
             with torch_training.variation(theirs.model, name):
-                varied = _reference_values(theirs.run(projected, injected))
+                varied = reference_values(theirs.run(projected, injected))
             for row in rows:
                 nulls[row.name] |= distances(row, mask, {name: varied}, reference)
             del varied
-        exact = _reference_values(truth.run(projected, injected))
+        exact = reference_values(truth.run(projected, injected))
         nulls = {row.name: nulls[row.name] | distances(row, mask, {"oracle": exact}, reference) for row in rows}
         error = ""
         try:
@@ -106,7 +106,7 @@ def _compare(
         except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
             recording = paddle_training.Recording()
             error = one_line(raised)
-        ours = _candidate_values(recording, entries)
+        ours = candidate_values(recording, entries)
         context = Context(mask=mask, dtype=dtype, mode=mode, phase="backward", loss=loss)
         for row in rows:
             if row.name not in ours:
@@ -160,12 +160,12 @@ def _scales(expected: torch_training.Recording, entries: Sequence[Entry]) -> dic
     return found
 
 
-def _reference_values(recording: torch_training.Recording) -> dict[str, torch.Tensor]:
+def reference_values(recording: torch_training.Recording) -> dict[str, torch.Tensor]:
     """Everything that is compared, by row."""
     return {**recording.gradients, **recording.weights, "loss": recording.loss}
 
 
-def _candidate_values(recording: paddle_training.Recording, entries: Sequence[Entry]) -> dict[str, Output]:
+def candidate_values(recording: paddle_training.Recording, entries: Sequence[Entry]) -> dict[str, Output]:
     """The same of the candidate, weights in the reference's layout."""
     found = {name: paddle_training.output(value) for name, value in recording.gradients.items()}
     if recording.loss is not None:

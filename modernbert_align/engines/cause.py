@@ -125,7 +125,7 @@ def examine(
         weights=own,
         weights_differ=weights_differ,
         again=lambda: run().candidate.get(first.probe),
-        scope=_scope(first.probe, rows, ground),
+        scope=scope_of(first.probe, rows, ground),
     )
 
 
@@ -165,7 +165,7 @@ def _witnesses(name: str, rows: Mapping[str, Row], ground: Ground) -> list[str]:
     return found[:3]
 
 
-def _scope(name: str, rows: Mapping[str, Row], ground: Ground) -> str:
+def scope_of(name: str, rows: Mapping[str, Row], ground: Ground) -> str:
     """In which layers the same module fails, in words."""
     siblings = _siblings(name, rows)
     if not siblings:

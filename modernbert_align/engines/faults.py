@@ -904,16 +904,32 @@ _CATALOGUE = (
         first="model.embeddings.tok_embeddings.weight",
         heads=("masked_lm",),
         needs={"tie_word_embeddings": True},
+        cause="decoder untied",
     ),
     Fault(
         name="gradient of one weight zeroed",
         inject=_gradient_zeroed,
         phase="backward",
         first="model.layers.2.mlp.Wi.weight",
+        cause="gradient zero",
     ),
-    Fault(name="attention cut off", inject=_detached("layers.1.attn"), phase="backward", first="layers.0"),
-    Fault(name="residual cut off", inject=_residual_detached, phase="backward", first="layers.1"),
-    Fault(name="gradient of the tanh GELU", inject=_tanh_gelu_backward, phase="backward", first="layers.3.mlp_norm"),
+    Fault(
+        name="attention cut off",
+        inject=_detached("layers.1.attn"),
+        phase="backward",
+        first="layers.0",
+        cause="attention cut off",
+    ),
+    Fault(
+        name="residual cut off", inject=_residual_detached, phase="backward", first="layers.1", cause="residual cut off"
+    ),
+    Fault(
+        name="gradient of the tanh GELU",
+        inject=_tanh_gelu_backward,
+        phase="backward",
+        first="layers.3.mlp_norm",
+        cause="activation gradient",
+    ),
     Fault(
         name="weight decay on norms",
         inject=_decayed(lambda entry, settings: settings.decays(entry) or entry.kind == "norm"),

@@ -24,8 +24,8 @@ from modernbert_align.core.verdict import Expectation, Judgement, default_policy
 from modernbert_align.core.weight_check import check_weights
 from modernbert_align.engines import backward_engine, reference_side, step_engine, stream_engine
 from modernbert_align.engines.faults import Fault
+from modernbert_align.engines.phase_cause import examine_phase
 from modernbert_align.engines.reference_side import Recording
-from modernbert_align.engines.training_cause import examine_phase
 
 CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
 EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does

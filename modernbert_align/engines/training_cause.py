@@ -1,4 +1,4 @@
-"""Finds out which known mistake a candidate makes whose gradients or optimizer steps are wrong."""
+"""Finds out which known mistake a candidate makes whose optimizer steps are wrong; decides between guesses."""
 
 import copy
 import math
@@ -20,9 +20,9 @@ from modernbert_align.core.metrics import Floats
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import Dtype, Row, WeightCheck
 from modernbert_align.core.table import Entry
-from modernbert_align.core.training import MOMENTS, Optimizer, Run, losses, projections, step_probes
+from modernbert_align.core.training import MOMENTS, Optimizer, losses, projections, step_probes
 from modernbert_align.core.verdict import Failing, Judgement
-from modernbert_align.engines.cause import CLEAR, COLLAPSE, PARTIAL, ROUNDING, examine, explained_by_rounding
+from modernbert_align.engines.cause import CLEAR, COLLAPSE, PARTIAL, ROUNDING, explained_by_rounding
 
 _KINDS = ("", *MOMENTS)
 _MOST = 1 << 16  # elements of a weight that are looked at
@@ -76,7 +76,10 @@ def decide(rows: Sequence[Shown], guesses: Iterable[Guess], dtype: Dtype, unexpl
         unexplained: What to say if none does.
     """
     court = _Court(rows)
-    first, whole = rows[0], _rms(rows[0].difference)
+    first, whole = rows[0], rms(rows[0].difference)
+    if not whole:
+        text = "run again, it does not differ from the reference"
+        return Cause(probe=first.probe, dtype=dtype, level="unexplained", statement=text)
     trials = sorted(((court.score(guess), guess) for guess in guesses if court.shows(guess)), key=_score)
     if not trials or trials[0][0] > 1.0:
         closest: dict[str, Guess] = {}
@@ -86,11 +89,11 @@ def decide(rows: Sequence[Shown], guesses: Iterable[Guess], dtype: Dtype, unexpl
         fitted = [court.fitted(guess) for guess in closest.values()]
         trials = sorted([*trials, *((court.score(guess), guess) for guess in fitted)], key=_score)
     tried = tuple(
-        Tried(name=guess.name, value=guess.value, ratio=_rms(first.difference - guess.effects[0]) / whole)
-        for _, guess in sorted(trials, key=lambda trial: _rms(first.difference - trial[1].effects[0]))
+        Tried(name=guess.name, value=guess.value, ratio=rms(first.difference - guess.effects[0]) / whole)
+        for _, guess in sorted(trials, key=lambda trial: rms(first.difference - trial[1].effects[0]))
     )
     best, found = trials[0] if trials else (math.inf, None)
-    left = whole if found is None else _rms(first.difference - found.effects[0])
+    left = whole if found is None else rms(first.difference - found.effects[0])
     explained = best <= 1.0 and left * COLLAPSE <= whole
     partial = not explained and left * PARTIAL <= whole and best * PARTIAL <= court.score(None)
     fitting = [guess for score, guess in trials if score <= CLEAR * max(best, 0.5)] if explained or partial else []
@@ -130,7 +133,7 @@ class _Court:
         """Whether rounding does not hide it."""
         finite = all(np.isfinite(effect).all() for effect in guess.effects)
         pairs = zip(guess.effects, self._rows, strict=True)
-        return finite and any(_rms(effect) > row.rounding for effect, row in pairs)
+        return finite and any(rms(effect) > row.rounding for effect, row in pairs)
 
     def score(self, guess: Guess | None) -> float:
         """The most that is left in any row, over what may be left there; without a mistake, of the whole.
@@ -139,10 +142,10 @@ class _Court:
         """
         worst = 0.0
         for n, row in enumerate(self._rows):
-            most, left = ROUNDING * row.rounding, _rms(row.difference)
+            most, left = ROUNDING * row.rounding, rms(row.difference)
             if guess is not None:
-                left = _rms(row.difference - guess.effects[n])
-                most *= 1 + (_rms(guess.effects[n]) / row.size if row.size else 0.0)
+                left = rms(row.difference - guess.effects[n])
+                most *= 1 + (rms(guess.effects[n]) / row.size if row.size else 0.0)
                 most = max(most, guess.slack[n] if guess.slack else 0.0)
             worst = max(worst, left / most if most else math.inf if left else 0.0)
         return worst
@@ -178,11 +181,12 @@ def _score(trial: tuple[float, Guess]) -> float:
     return trial[0]
 
 
-def _rms(values: Floats) -> float:
+def rms(values: Floats) -> float:
+    """Root mean square."""
     return float(np.sqrt(np.square(values).mean()))
 
 
-def _nothing_to_look_at(judgement: Judgement, weights: WeightCheck, rows: Mapping[str, Row]) -> Cause | None:
+def nothing_to_look_at(judgement: Judgement, weights: WeightCheck, rows: Mapping[str, Row]) -> Cause | None:
     """The cause of a failure that has no values to explain."""
     first = judgement.first_failing
     assert first is not None
@@ -194,36 +198,13 @@ def _nothing_to_look_at(judgement: Judgement, weights: WeightCheck, rows: Mappin
     return None
 
 
-def _rows_of(judgement: Judgement, first: Failing) -> dict[str, Row]:
+def rows_of(judgement: Judgement, first: Failing) -> dict[str, Row]:
     """The rows of the pass in which the first failure is."""
     return {
         row.probe: row
         for row in judgement.rows
         if (row.dtype, row.mode, row.loss) == (first.dtype, first.mode, first.loss)
     }
-
-
-def examine_phase(
-    run: Run,
-    prefix: str,
-    candidate: Any,
-    ground: Ground,
-    batch: Inputs,
-    probes: Sequence[Probe],
-    entries: Sequence[Entry],
-    judgement: Judgement,
-    weights: WeightCheck,
-) -> Cause | None:
-    """Look for the cause of a FAIL of any phase; see `examine`, whose arguments the others are.
-
-    Args:
-        prefix: What module paths of the encoder start with.
-    """
-    if run.phase == "forward":
-        return examine(candidate, ground, batch, probes, entries, judgement, weights)
-    if run.steps is not None:
-        return examine_step(candidate, ground, batch, probes, entries, judgement, weights, steps=run.steps)
-    return None
 
 
 # Steps
@@ -254,8 +235,8 @@ def examine_step(
     first = judgement.first_failing
     if judgement.verdict != "FAIL" or first is None:
         return None
-    rows = _rows_of(judgement, first)
-    structural = _nothing_to_look_at(judgement, weights, rows)
+    rows = rows_of(judgement, first)
+    structural = nothing_to_look_at(judgement, weights, rows)
     if structural is not None:
         return structural
     by_name = {probe.name: probe for probe in step_probes(probes, entries, steps)}
@@ -278,7 +259,7 @@ def examine_step(
         Shown(
             probe=name,
             difference=differences[name],
-            size=_rms(_sample(gradients.values[name])),
+            size=rms(_sample(gradients.values[name])),
             rounding=explained_by_rounding(rows[name], by_name[name]),
         )
         for name in names
@@ -340,7 +321,7 @@ def _guesses(courses: Mapping[str, Course], names: Sequence[str], stored: Sequen
         slack: tuple[float, ...] = ()
         if variant.kept is not None:
             step = torch.finfo(variant.kept).eps
-            slack = tuple(step * _rms(one) * math.sqrt(max(_TIES, 4 / one.size)) for one in made)
+            slack = tuple(step * rms(one) * math.sqrt(max(_TIES, 4 / one.size)) for one in made)
         at = variant.at
         return Guess(
             name=variant.name,

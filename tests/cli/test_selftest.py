@@ -77,7 +77,7 @@ def test_fault_changes_the_model_dies_and_leaves_it_as_it_was(subjects, name):
     assert outcome.must_die == must_die
     assert outcome.killed == must_die
     assert outcome.equivalent == bool(fault.equivalent)
-    if fault.phase != "backward" and must_die:
+    if must_die:
         named = (fault.cause,) if fault.cause else ()
         assert (outcome.expected_cause, outcome.cause_names) == (fault.cause, named)
         assert (outcome.cause_level == "explained") == bool(fault.cause)

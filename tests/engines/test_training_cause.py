@@ -1,4 +1,4 @@
-"""The cause of wrong optimizer steps: named where the evidence is, and never wrongly."""
+"""The cause of wrong gradients and of wrong optimizer steps: named where the evidence is, and never wrongly."""
 
 from contextlib import contextmanager
 
@@ -11,9 +11,10 @@ from modernbert_align.backends import paddle_training
 from modernbert_align.commands import selftest as command
 from modernbert_align.core.table import load_table
 from modernbert_align.core.training import Optimizer
-from modernbert_align.engines import faults, training_cause
+from modernbert_align.engines import backward_cause, faults, training_cause
 from modernbert_align.engines.faults import catalogue
 
+BACKWARD = {name: fault for name, fault in catalogue().items() if fault.phase == "backward"}
 STEP = {name: fault for name, fault in catalogue().items() if fault.phase == "step"}
 # What decays as much on the weights there are, where the right name is taken away.
 AS_TRUE = {"decay on norms": {"decay on everything"}, "no weight decay": {"weight decay"}}
@@ -44,11 +45,12 @@ def without(monkeypatch, name):
     """The list of mistakes without one."""
     honest = training_cause.decide
     with monkeypatch.context() as patch:
-        patch.setattr(
-            training_cause,
-            "decide",
-            lambda rows, guesses, *rest: honest(rows, [guess for guess in guesses if guess.name != name], *rest),
-        )
+        for module in (backward_cause, training_cause):
+            patch.setattr(
+                module,
+                "decide",
+                lambda rows, guesses, *rest: honest(rows, [guess for guess in guesses if guess.name != name], *rest),
+            )
         yield
 
 
@@ -153,3 +155,105 @@ def test_weights_that_differ_are_said_to(subjects):
 
 def test_model_without_a_fault_has_no_cause(subjects):
     assert cause_of(subjects()) is None
+
+
+@pytest.mark.parametrize("head", ["masked_lm", "base", "sequence_classification"])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_wrong_gradient_is_named_and_never_another(subjects, monkeypatch, name, head):
+    fault = BACKWARD[name]
+    if head not in fault.heads:
+        return
+    subject = subjects(head)
+    with fault.inject(subject.candidate):
+        judged = subject.compare(phase="backward")
+        found = cause_of(subject, "backward", judged)
+        with without(monkeypatch, fault.cause):
+            other = cause_of(subject, "backward", judged)
+    assert (found.level, found.names) == ("explained", (fault.cause,))
+    if head == fault.heads[0]:
+        assert found.probe == fault.first
+    assert found.left <= found.rounding
+    assert other.level != "explained", other.statement
+    assert subject.compare(phase="backward")[0].verdict == "PASS"
+
+
+@pytest.mark.parametrize("name", ["decoder untied", "attention cut off", "residual cut off"])
+def test_wrong_gradient_is_named_in_bf16_with_weights_like_trained_ones(subjects, name):
+    subject = subjects(dtype="bf16", model="tiny-stress")
+    with BACKWARD[name].inject(subject.candidate):
+        found = cause_of(subject, "backward")
+    assert (found.dtype, found.level, found.names) == ("bf16", "explained", (BACKWARD[name].cause,))
+
+
+def test_block_that_is_cut_off_is_named(subjects):
+    subject = subjects()
+    with faults._detached("layers.2.mlp")(subject.candidate):
+        found = cause_of(subject, "backward")
+    assert (found.probe, found.level, found.names) == ("layers.2.attn", "explained", ("feed-forward block cut off",))
+
+
+@pytest.mark.parametrize(("part", "name"), [(0, "queries cut off"), (1, "keys cut off"), (2, "values cut off")])
+def test_part_of_attention_that_is_cut_off_is_named(subjects, part, name):
+    def changed(q, k, v):
+        return tuple(value.detach() if n == part else value for n, value in enumerate((q, k, v)))
+
+    subject = subjects()
+    with faults._eager_with(changed)(subject.candidate):
+        found = cause_of(subject, "backward")
+    assert (found.level, found.names) == ("explained", (name,))
+    assert found.statement.endswith("in every layer")
+
+
+def test_embedding_that_is_cut_off_is_named(subjects):
+    subject = subjects()
+    with faults._detached("embeddings.norm")(subject.candidate):
+        found = cause_of(subject, "backward")
+    assert (found.probe, found.level) == ("model.embeddings.tok_embeddings.weight", "explained")
+    assert found.names == ("embedding cut off",)
+
+
+def changed_gradient(subject, change):
+    return subject.candidate.model.layers[1].attn.Wo.weight.register_hook(change)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.99, -1.0])
+def test_gradient_that_is_off_by_a_factor_is_named(subjects, factor):
+    subject = subjects()
+    handle = changed_gradient(subject, lambda gradient: gradient * factor)
+    try:
+        found = cause_of(subject, "backward")
+    finally:
+        handle.remove()
+    assert (found.probe, found.level) == ("model.layers.1.attn.Wo.weight", "explained")
+    assert found.names == ("gradient scaled",)
+    assert float(found.tried[0].value) == pytest.approx(factor, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0])
+def test_noise_in_a_gradient_is_not_explained(subjects, size):
+    subject = subjects()
+    generator = np.random.default_rng(0)
+
+    def noisy(gradient):
+        noise = generator.standard_normal(gradient.shape) * size * float(gradient.std())
+        return gradient + paddle.to_tensor(noise.astype("float32"))
+
+    handle = changed_gradient(subject, noisy)
+    try:
+        found = cause_of(subject, "backward")
+    finally:
+        handle.remove()
+    assert (found.probe, found.level, found.names) == ("model.layers.1.attn.Wo.weight", "unexplained", ())
+
+
+def test_wrong_loss_is_left_to_the_forward_phase(subjects):
+    subject = subjects()
+    with catalogue()["loss over every position"].inject(subject.candidate):
+        found = cause_of(subject, "backward")
+    assert (found.probe, found.level, found.names) == ("loss", "unexplained", ())
+
+
+def test_nine_of_ten_faults_of_every_phase_have_a_name():
+    for phase in ("backward", "step"):
+        named = [bool(fault.cause) for fault in catalogue().values() if fault.phase == phase]
+        assert sum(named) >= 0.9 * len(named)
