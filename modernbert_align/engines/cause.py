@@ -131,7 +131,7 @@ def examine(
 
 def explained_by_rounding(row: Row, probe: Probe) -> float:
     """What rounding explains at a probe, as an rms: the reference's own error, or what it differs from itself."""
-    size = max(row.reference_rms or 0.0, probe.scale)
+    size = max(row.reference_rms or 0.0, probe.scale, row.scale)
     null = row.rel_l2 / row.null_ratio if row.rel_l2 and row.null_ratio else 0.0
     return max(row.reference_error or 0.0, null * size)
 
