@@ -118,6 +118,7 @@ def test_a_fault_that_the_forward_phase_cannot_see_fails_its_own(cli, tmp_path, 
     assert forward == 0
     document = json.loads(out)
     assert (code, document["verdict"], document["first_failing"]["probe"]) == (1, "FAIL", fault.first)
+    assert (document["cause"]["level"], document["cause"]["names"]) == ("explained", [fault.cause])
     assert cli("gate", tmp_path / f"diff-tiny-masked_lm-fp32-{fault.phase}.json")[0] == 1
 
 
