@@ -128,6 +128,11 @@ def _loss(returned: Mapping[str, Any], probes: Sequence[Probe], projections: Map
     )
 
 
+def turned(entry: Entry, tensor: paddle.Tensor) -> paddle.Tensor:
+    """A weight, its gradient or its moment in the other side's layout; either way round."""
+    return tensor.t() if entry.op.name == "T" else tensor
+
+
 def output(tensor: paddle.Tensor) -> Output:
     """A tensor for comparison."""
     return Output(

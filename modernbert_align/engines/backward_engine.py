@@ -173,6 +173,5 @@ def candidate_values(recording: paddle_training.Recording, entries: Sequence[Ent
     for entry in entries:
         gradient = recording.weights.get(entry.paddle) if entry.op.stored else None
         if gradient is not None:
-            turned = gradient.t() if entry.op.name == "T" else gradient
-            found[entry.hf] = paddle_training.output(turned)
+            found[entry.hf] = paddle_training.output(paddle_training.turned(entry, gradient))
     return found

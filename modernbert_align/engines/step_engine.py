@@ -165,7 +165,7 @@ def _train(
             else:
                 loss = paddle_training.loss(candidate, batch, probes, arrays)
                 gradients = {
-                    by_name[name].paddle: _turned(by_name[name], paddle_backend.from_torch(value))
+                    by_name[name].paddle: paddle_training.turned(by_name[name], paddle_backend.from_torch(value))
                     for name, value in given[n].items()
                 }
             found[f"loss.{n + 1}"] = paddle_training.output(loss)
@@ -174,14 +174,11 @@ def _train(
         state = masters.state()
         for name, entry in by_name.items():
             for kind in ("", *(f".{moment}" for moment in MOMENTS)):
-                found[f"{name}{kind}"] = paddle_training.output(_turned(entry, state[f"{entry.paddle}{kind}"]))
+                found[f"{name}{kind}"] = paddle_training.output(
+                    paddle_training.turned(entry, state[f"{entry.paddle}{kind}"])
+                )
     except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
         return found, one_line(raised)
     finally:
         paddle_training.restore(parameters, before)
     return found, ""
-
-
-def _turned(entry: Entry, tensor: Any) -> Any:
-    """A Paddle tensor in the other side's layout."""
-    return tensor.t() if entry.op.name == "T" else tensor
