@@ -4,7 +4,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +14,17 @@ from modernbert_align.backends.sources import resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.convert import Request, convert
 from modernbert_align.core.fixtures import fixture_names
+from modernbert_align.core.outcomes import Alarm, Outcome
 from modernbert_align.core.rows import PHASES, Dtype, Mode, Phase
 from modernbert_align.core.table import Table, load_table
 from modernbert_align.core.verdict import RUNS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, MissingPackageError, UsageError
 from modernbert_align.report.schema import Environment
-from modernbert_align.report.selftest_report import AlarmInfo, FaultOutcome, SelftestReport, write_selftest
+from modernbert_align.report.selftest_report import SelftestReport, write_selftest
 
 if TYPE_CHECKING:
     from modernbert_align.engines.faults import Fault
-    from modernbert_align.engines.selftest import Alarm, Outcome, Subject
+    from modernbert_align.engines.selftest import Subject
 
 ALL_HEADS = "all"
 _LETTERS = {"hygiene": "H", "contract": "C", "noise": "N", "direct": "D"}
@@ -78,8 +78,8 @@ def run(
         seeds=seeds,
         table=table.id,
         table_sha256=table.digest,
-        faults=tuple(FaultOutcome(**asdict(outcome)) for outcome in outcomes),
-        alarms=tuple(AlarmInfo(**asdict(alarm)) for alarm in alarms),
+        faults=tuple(outcomes),
+        alarms=tuple(alarms),
         false_alarms=false_alarms,
         runs=len(unbroken),
         survivors=survivors,
@@ -126,7 +126,7 @@ def _subject(model: str, head: str, dtype: Dtype, table: Table, out: Path) -> "S
 
 def _try(
     subject: "Subject", faults: Sequence["Fault"], phases: Sequence[Phase], seeds: int
-) -> tuple[list["Outcome"], list["Alarm | None"]]:
+) -> tuple[list[Outcome], list[Alarm | None]]:
     """All faults that the model can have in this precision, then models without one."""
     from modernbert_align.engines.selftest import unbroken
 
@@ -148,12 +148,12 @@ def _print(report: SelftestReport) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    def letters(fault: FaultOutcome, mode: Mode) -> str:
+    def letters(fault: Outcome, mode: Mode) -> str:
         return "".join(letter if name in fault.seen[mode] else "." for name, letter in _LETTERS.items())
 
     out = console.stdout()
     repeated = len(report.faults) > len({(fault.name, fault.dtype) for fault in report.faults})
-    blocks: dict[str, list[FaultOutcome]] = {}
+    blocks: dict[str, list[Outcome]] = {}
     for fault in report.faults:
         blocks.setdefault(f"{fault.dtype}, {fault.head}" if repeated else fault.dtype, []).append(fault)
     for title, faults in blocks.items():
@@ -189,7 +189,7 @@ def _print(report: SelftestReport) -> None:
     out.print(report.summary, soft_wrap=True)
 
 
-def _style(fault: FaultOutcome) -> str:
+def _style(fault: Outcome) -> str:
     if fault.survived or fault.false_alarm:
         return "bold red"
     if not fault.killed:

@@ -200,6 +200,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "config.json") -> Model
     _one_of(values, "problem_type", PROBLEM_TYPES, where)
     check_layers(values.get("num_hidden_layers", 0), where)
     config = ModelConfig(**values)
+    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+        raise ConfigError(
+            f"`problem_type` is single_label_classification and `num_labels` is 1 in `{where}`",
+            hint="one label is a regression; the reference refuses it as well",
+        )
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"`hidden_size` {config.hidden_size} is not a multiple of `num_attention_heads` "

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,11 +11,12 @@ from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.backends.fixture_writer import draw_model
 from modernbert_align.backends.hypotheses import Ground
 from modernbert_align.backends.oracle import Oracle
-from modernbert_align.core.cause import Cause, Level
+from modernbert_align.core.cause import Cause
 from modernbert_align.core.fixtures import Fixture, Inputs, contract_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
+from modernbert_align.core.outcomes import CRITERIA, Alarm, Outcome
 from modernbert_align.core.probes import Probe, load_probes
-from modernbert_align.core.rows import MODES, Dtype, Mode, Phase, Record, WeightCheck
+from modernbert_align.core.rows import MODES, Dtype, Phase, Record, WeightCheck
 from modernbert_align.core.table import Table
 from modernbert_align.core.tolerance import load_tolerance
 from modernbert_align.core.training import DEFAULT_STEPS, Run, phase_losses, phase_probes
@@ -27,51 +27,7 @@ from modernbert_align.engines.faults import Fault
 from modernbert_align.engines.phase_cause import examine_phase
 from modernbert_align.engines.reference_side import Recording
 
-CRITERIA = ("hygiene", "contract", "noise", "direct", "weights")
 EFFECT = 3.0  # in bf16 a fault has to be found if it moves a module's output by this many times what rounding does
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What the comparison made of one fault.
-
-    Attributes:
-        must_die: Whether the comparison has to fail.
-        seen: Mode -> criteria that saw it there; weights have no mode.
-        killed_by: All criteria that saw it.
-        first_probe: Where the comparison places it; empty if nowhere.
-        effect: Largest rel_l2 over what rounding explains, in the forward phase the largest isolated one; None where
-            there is something else than rounding to see: weights that differ, values that are missing or not finite.
-        cause_level, cause_names: What it names as the cause; None and empty where there is nothing to look at.
-        expected_cause: What it must name; empty where there is nothing to name.
-    """
-
-    name: str
-    head: str
-    dtype: Dtype
-    phase: Phase
-    must_die: bool
-    equivalent: bool
-    killed: bool
-    killed_by: tuple[str, ...]
-    seen: dict[Mode, tuple[str, ...]]
-    verdict: str
-    first_probe: str
-    expected_probe: str
-    effect: float | None
-    cause_level: Level | None
-    cause_names: tuple[str, ...]
-    expected_cause: str
-
-    @property
-    def survived(self) -> bool:
-        """Whether the comparison missed what it had to find."""
-        return self.must_die and not self.killed
-
-    @property
-    def false_alarm(self) -> bool:
-        """Whether the comparison failed for a change that changes nothing."""
-        return self.equivalent and self.killed
 
 
 class Subject:
@@ -224,22 +180,6 @@ class Subject:
 
 def _run(phase: Phase) -> Run:
     return Run(phase=phase, forward_engine="stream", steps=DEFAULT_STEPS if phase == "step" else None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """An unbroken model that the comparison failed.
-
-    Attributes:
-        seed: Of weights and inputs; None for the fixture itself.
-    """
-
-    head: str
-    dtype: Dtype
-    phase: Phase
-    seed: int | None
-    verdict: str
-    detail: str
 
 
 def unbroken(subject: Subject, seeds: int, phases: Sequence[Phase]) -> Iterator[Alarm | None]:

@@ -1,5 +1,7 @@
 """selftest: every fault dies, harmless changes live, and a comparison that cannot fail is found out."""
 
+import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -8,11 +10,12 @@ from markupsafe import escape
 
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.commands import selftest as command
+from modernbert_align.core.outcomes import Alarm, Outcome
 from modernbert_align.core.rows import PHASES
 from modernbert_align.core.table import load_table
 from modernbert_align.engines import selftest
 from modernbert_align.engines.faults import catalogue
-from modernbert_align.report.selftest_report import AlarmInfo, FaultOutcome, SelftestReport, render_selftest
+from modernbert_align.report.selftest_report import SelftestReport, render_selftest
 
 SOME = ("epsilon 1e-6 in one norm", "attn.Wo untransposed", "mask filled with fp16's lowest")
 
@@ -254,12 +257,12 @@ def test_the_page_escapes_what_the_report_says():
         "torch_threads": 1, "paddle_device": "cpu",
     }  # fmt: skip
     bad = "<script>alert(1)</script>"
-    fault = FaultOutcome(
+    fault = Outcome(
         name=bad, head=bad, dtype="fp32", phase="forward", must_die=True, equivalent=False, killed=False,
         killed_by=(), seen={}, verdict=bad, first_probe=bad, expected_probe=bad, effect=None,
         cause_level="explained", cause_names=(bad,), expected_cause="",
     )  # fmt: skip
-    alarm = AlarmInfo(head=bad, dtype="fp32", phase="forward", seed=3, verdict=bad, detail=bad)
+    alarm = Alarm(head=bad, dtype="fp32", phase="forward", seed=3, verdict=bad, detail=bad)
     report = SelftestReport(
         tool_version=bad, created=bad, exit_code=1, model=bad, dtype="fp32", heads=(bad,), phases=("forward",), seeds=1,
         table=bad, table_sha256=bad, faults=(fault,), alarms=(alarm,),
@@ -296,3 +299,16 @@ def test_what_it_cannot_do_is_refused(cli, arguments, message):
     code, _, err = cli("selftest", *arguments)
     assert code == 2
     assert message in err
+
+
+def test_a_crash_of_an_injection_kills_no_fault(subjects):
+    @contextlib.contextmanager
+    def typo(model):
+        original = model.head.forward
+        model.head.forward = lambda _: 1 / 0
+        yield
+        model.head.forward = original
+
+    outcome = subjects().try_fault(dataclasses.replace(catalogue()["tanh GELU"], inject=typo))
+    assert (outcome.verdict, outcome.must_die, outcome.killed) == ("NOT_COMPARED", True, False)
+    assert outcome.survived

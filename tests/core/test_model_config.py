@@ -384,3 +384,9 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path, content, message):
 def test_a_config_file_is_read_as_it_is(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "modernbert", "name": "ü"}', encoding="utf-8")
     assert read_config_file(tmp_path) == {"model_type": "modernbert", "name": "ü"}
+
+
+def test_one_label_cannot_be_classified():
+    raw = {"model_type": "modernbert", "num_labels": 1, "problem_type": "single_label_classification"}
+    with pytest.raises(ConfigError, match="num_labels` is 1"):
+        parse_config(raw, where="config.json")
