@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,18 +21,20 @@ from modernbert_align.core.digest import file_sha256
 from modernbert_align.core.files import kind_of
 from modernbert_align.core.fixtures import Inputs, contract_fixture, default_inputs, make_inputs
 from modernbert_align.core.hints import hints
+from modernbert_align.core.manifest import read_manifest
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
-from modernbert_align.core.table import Table, load_table
-from modernbert_align.core.tolerance import Tolerance, load_tolerances
+from modernbert_align.core.table import Entry, Table, load_table
+from modernbert_align.core.tolerance import Override, Tolerance, load_tolerances
 from modernbert_align.core.training import DEFAULT_STEPS, FEWEST_STEPS, MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
 from modernbert_align.errors import MissingPackageError, UsageError
 from modernbert_align.report.html_report import write_html
 from modernbert_align.report.json_report import write_json
 from modernbert_align.report.schema import (
+    ConversionInfo,
     Engine,
     EnginePass,
     Environment,
@@ -57,6 +60,7 @@ def run(
     phase: str,
     steps: int | None,
     as_json: bool,
+    overrides: Sequence[Override] = (),
 ) -> int:
     """Compare a checkpoint in both frameworks, or two traces; returns the exit code."""
     if dtype is not None and dtype not in RUNS:
@@ -86,13 +90,13 @@ def run(
 
         given = {"--model": model, "--head": head, "--engine": engine, "--phase": None if phase == "forward" else phase}
         paths = trace_diff.check_arguments(reference, candidate, given)
-        report = trace_diff.compare(*paths, dtype, policy, table)  # type: ignore[arg-type]
+        report = trace_diff.compare(*paths, dtype, policy, table, overrides)  # type: ignore[arg-type]
     else:
         if head is not None:
             table.check_head(head)
         source = resolve_model(model or "base", table, console.notify, head)
         with ExitStack() as stack:
-            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, how, stack)
+            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, how, overrides, stack)
     stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
     if phase != "forward":
         stem += f"-{phase}"
@@ -115,6 +119,7 @@ def _compare(
     policy: str | None,
     table: Table,
     how: Run,
+    overrides: Sequence[Override],
     stack: ExitStack,
 ) -> Report:
     raw = read_config_file(source.folder)
@@ -154,6 +159,7 @@ def _compare(
             ),
             tolerances,
             used_policy,  # type: ignore[arg-type]
+            overrides,
         )
 
     result = alignment.run_alignment(
@@ -187,8 +193,10 @@ def _compare(
             for d in dtypes
         },
         model=_model_info(source, folder, candidate, config, chosen, differences, table),
+        conversion=conversion_info(folder, table, entries),
         inputs=_input_info(batch),
         thresholds=thresholds(tolerances, judgement, how.phase),
+        overrides=judgement.overrides,
         coverage=judgement.coverage,
         weights=result.weights,
         rows=judgement.rows,
@@ -274,6 +282,34 @@ def _model_info(
         table_sha256=table.digest,
         config=asdict(config),
         candidate_config_differences=differences,
+    )
+
+
+def conversion_info(folder: Path, table: Table, entries: Sequence[Entry]) -> ConversionInfo | None:
+    """What a candidate's conversion manifest says of how it was made, in short.
+
+    Args:
+        entries: The table for the model; its operations are counted if the folder was made by this very table.
+
+    Raises:
+        CheckpointError: The manifest cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    same_table = manifest.table_sha256 == table.digest
+    return ConversionInfo(
+        dtype=manifest.dtype,
+        lossless=manifest.lossless,
+        table=manifest.table,
+        table_sha256=manifest.table_sha256,
+        tensors=len(manifest.tensors),
+        files=len(manifest.files),
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+        operations=dict(Counter(entry.op.name for entry in entries)) if same_table else {},
+        tied=manifest.tied,
+        dropped=manifest.dropped,
+        proofs=tuple(proof.statement for proof in manifest.proofs),
     )
 
 

@@ -4,6 +4,7 @@ Nothing in a report is believed but its measurements: the verdict is made anew w
 are those the installed probe list gives for the recorded architecture, and the inputs must be those their seed gives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import PHASES
 from modernbert_align.core.table import load_table
-from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import (
     POLICIES,
@@ -135,8 +136,11 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
     return code
 
 
-def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
+def rejudge(report: Report, path: Path, policy: Policy | None, overrides: Sequence[Override] = ()) -> Judgement:
     """The verdict of a report's measurements under the installed rules.
+
+    Args:
+        overrides: Of the project that judges; those the report was made with count for nothing.
 
     Raises:
         ReportError: The report contradicts itself or what is installed.
@@ -169,6 +173,7 @@ def rejudge(report: Report, path: Path, policy: Policy | None) -> Judgement:
         ),
         load_tolerances(dtypes),
         policy or default_policy(fixture),
+        overrides,
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from modernbert_align.core.fixtures import contract_fixture
 from modernbert_align.core.hints import hints
 from modernbert_align.core.rows import Dtype
 from modernbert_align.core.table import Table
-from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.trace_compare import TracePair, compare_traces, pair_traces, weight_checks
 from modernbert_align.core.trace_file import TraceFile, open_trace
 from modernbert_align.core.verdict import Expectation, Policy, default_policy, judge
@@ -54,7 +54,14 @@ def check_arguments(
     return reference, candidate
 
 
-def compare(reference: Path, candidate: Path, dtype: Dtype | None, policy: Policy | None, table: Table) -> Report:
+def compare(
+    reference: Path,
+    candidate: Path,
+    dtype: Dtype | None,
+    policy: Policy | None,
+    table: Table,
+    overrides: Sequence[Override] = (),
+) -> Report:
     """Judge two traces with the installed tolerances and probe list.
 
     Args:
@@ -87,6 +94,7 @@ def compare(reference: Path, candidate: Path, dtype: Dtype | None, policy: Polic
         ),
         tolerances,
         used_policy,
+        overrides,
     )
     return Report(
         tool_version=__version__,
@@ -99,6 +107,7 @@ def compare(reference: Path, candidate: Path, dtype: Dtype | None, policy: Polic
         steps=None,
         execution={name: Execution(reference="native", candidate=ours.execution[name]) for name in pair.dtypes},
         model=_model_info(pair),
+        conversion=None,
         inputs=InputInfo(
             seed=theirs.inputs.seed,
             lengths=theirs.inputs.lengths,
@@ -107,6 +116,7 @@ def compare(reference: Path, candidate: Path, dtype: Dtype | None, policy: Polic
             window_bites=pair.batch.window_bites,
         ),
         thresholds=thresholds(tolerances, judgement),
+        overrides=judgement.overrides,
         coverage=judgement.coverage,
         weights=weights,
         rows=judgement.rows,

@@ -81,6 +81,7 @@ class Row(Record):
             below the floor, or without an oracle.
         noise_limit: Largest noise_ratio.
         failed: The criteria the row does not meet.
+        overridden: The criteria whose limit is the project's own, not the installed one.
     """
 
     status: Status
@@ -91,6 +92,7 @@ class Row(Record):
     noise_ratio: float | None = None
     noise_limit: float | None = None
     failed: tuple[Literal["hygiene", "contract", "noise", "direct"], ...] = ()
+    overridden: tuple[Literal["contract", "noise", "direct"], ...] = ()
 
 
 class WeightDifference(BaseModel):

@@ -1,14 +1,16 @@
 """Numbers that decide, as declared in `configs/tolerances/`, each with its origin."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.resources import configs_dir, read_toml
 from modernbert_align.core.rows import Dtype, Mode, Phase
-from modernbert_align.errors import TableError
+from modernbert_align.errors import TableError, UsageError
 
 
 class _Strict(BaseModel):
@@ -104,6 +106,85 @@ class Tolerance(_Strict):
     def floor(self, probe: Probe) -> float:
         """How far two faithful computations may be apart, relatively: one rounding and the probe's widest sum."""
         return self.roundoff(probe) + self.accumulator_roundoff * math.sqrt(probe.fan_in)
+
+
+class Override(_Strict):
+    """A limit that a project sets itself, in place of the installed one, for the rows it names.
+
+    Attributes:
+        probe: Name of a row, or a pattern: `layers.*.mlp`, where `*` stands for anything but a dot.
+        mode: None for both.
+        criterion: contract limits mean_abs, and puts rows under contract that are not; noise limits noise_ratio; direct
+            limits null_ratio.
+        limit: The largest value that passes.
+        reason: Why, in words that the report repeats.
+    """
+
+    probe: str = Field(min_length=1)
+    dtype: Dtype
+    phase: Phase = "forward"
+    mode: Mode | None = None
+    criterion: Literal["contract", "noise", "direct"]
+    limit: float = Field(gt=0, allow_inf_nan=False)
+    reason: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _contract_is_of_the_forward_phase(self) -> "Override":
+        if self.criterion == "contract" and self.phase != "forward":
+            raise ValueError("the contract is about the forward phase; use noise or direct")
+        if not self.reason.strip():
+            raise ValueError("the reason is empty")
+        return self
+
+    def covers(self, probe: str, dtype: Dtype, mode: Mode, phase: Phase) -> bool:
+        """Whether it is about a row."""
+        names, patterns = probe.split("."), self.probe.split(".")
+        return (
+            (dtype, phase) == (self.dtype, self.phase)
+            and self.mode in (None, mode)
+            and len(names) == len(patterns)
+            and all(fnmatchcase(name, pattern) for name, pattern in zip(names, patterns, strict=True))
+        )
+
+
+class AppliedOverride(Override):
+    """An override and how many rows of a comparison it decided about."""
+
+    rows: int
+
+
+class Overrides:
+    """All overrides of a project.
+
+    Raises:
+        UsageError: In `limit`, if two set the same criterion of the same row.
+    """
+
+    def __init__(self, overrides: Sequence[Override] = ()) -> None:
+        self._all = tuple(overrides)
+        self._rows = [0] * len(self._all)
+
+    def limits(self, probe: str, dtype: Dtype, mode: Mode, phase: Phase) -> dict[str, float]:
+        """Criterion -> limit of a row, where one is overridden."""
+        found: dict[str, float] = {}
+        for n, override in enumerate(self._all):
+            if override.covers(probe, dtype, mode, phase):
+                if override.criterion in found:
+                    raise UsageError(
+                        f"two tolerance overrides set the {override.criterion} limit of {probe} ({dtype}, {mode})",
+                        hint="keep one, or make their patterns narrower",
+                    )
+                found[override.criterion] = override.limit
+                self._rows[n] += 1
+        return found
+
+    @property
+    def applied(self) -> tuple[AppliedOverride, ...]:
+        """Each override with the number of rows that asked for it so far."""
+        return tuple(
+            AppliedOverride(**override.model_dump(), rows=rows)
+            for override, rows in zip(self._all, self._rows, strict=True)
+        )
 
 
 def load_tolerance(dtype: Dtype) -> Tolerance:

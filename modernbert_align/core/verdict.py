@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Record, Row, Status, WeightCheck
-from modernbert_align.core.tolerance import Tolerance
+from modernbert_align.core.tolerance import AppliedOverride, Override, Overrides, Tolerance
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, ReportError
 
@@ -97,13 +97,18 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The outcome of `judge`."""
+    """The outcome of `judge`.
+
+    Attributes:
+        overrides: The project's own limits, with the number of rows each decided about.
+    """
 
     rows: tuple[Row, ...]
     verdict: Verdict
     exit_code: int
     coverage: Coverage
     first_failing: Failing | None
+    overrides: tuple[AppliedOverride, ...]
 
 
 def default_policy(fixture: str | None) -> Policy:
@@ -117,20 +122,24 @@ def judge(
     expectation: Expectation,
     tolerances: Mapping[Dtype, Tolerance],
     policy: Policy,
+    overrides: Sequence[Override] = (),
 ) -> Judgement:
     """Judge a comparison.
 
     Args:
         records: What an engine saw; judged fields of rows are ignored and made anew.
         weights: One check per dtype.
+        overrides: Limits in place of the tolerances'. Nothing else can be overridden: not hygiene, not coverage.
 
     Raises:
         ReportError: Two records claim to be the same probe, dtype and mode.
+        UsageError: Two overrides contradict each other.
     """
+    own = Overrides(overrides)
     found = _index(records)
     expected = {key: probe for probe, key in expectation.rows()}
     rows = [
-        _judge_row(found.get(key), probe, key, tolerances[key[1]], expectation.fixture)
+        _judge_row(found.get(key), probe, key, tolerances[key[1]], expectation.fixture, own)
         for key, probe in expected.items()
     ]
     rows += [
@@ -152,6 +161,7 @@ def judge(
         exit_code=exit_code(verdict, policy),
         coverage=coverage,
         first_failing=_first_failing(rows, weights, expectation, coverage),
+        overrides=own.applied,
     )
 
 
@@ -182,11 +192,16 @@ def _row(record: Record, **judged: Any) -> Row:
     return Row(**measured, **judged)
 
 
-def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Tolerance, fixture: str | None) -> Row:
+def _judge_row(
+    record: Record | None, probe: Probe, key: Key, tolerance: Tolerance, fixture: str | None, overrides: Overrides
+) -> Row:
     name, dtype, mode, phase, loss = key
     scope, criteria = tolerance.contract.scope(mode), tolerance.criteria(phase)
     contract = phase == "forward" and scope.covers(probe.pattern) and (fixture is None or fixture in scope.fixtures)
     limit = tolerance.contract.mean_abs if contract else None
+    own_limits = overrides.limits(name, dtype, mode, phase)
+    if "contract" in own_limits:
+        contract, limit = True, own_limits["contract"]
     if record is None:
         record = Record(
             probe=name,
@@ -229,7 +244,7 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
     failed: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
-    noise, noise_limit = None, criteria.noise.factor_for(record.elements)
+    noise, noise_limit = None, own_limits.get("noise", criteria.noise.factor_for(record.elements))
     size = max(record.reference_rms or 0.0, probe.scale, record.scale)
     least = criteria.noise.floor * tolerance.roundoff(probe) * size
     if record.candidate_error > least:
@@ -241,7 +256,7 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
         if noise is None or not noise <= noise_limit:
             failed.append("noise")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null
-    factor = criteria.direct.factor_for(record.elements)
+    factor = own_limits.get("direct", criteria.direct.factor_for(record.elements))
     if ratio is None or not ratio <= factor:
         failed.append("direct")
     return _row(
@@ -254,6 +269,7 @@ def _judge_row(record: Record | None, probe: Probe, key: Key, tolerance: Toleran
         noise_ratio=noise,
         noise_limit=noise_limit,
         failed=tuple(failed),
+        overridden=tuple(own_limits),
     )
 
 
@@ -367,7 +383,8 @@ def _failing(row: Row) -> Failing:
 def explain(row: Row) -> str:
     """Why a row has its status, in one sentence without a period."""
     if row.status == "pass":
-        return "within every criterion"
+        own = f", with this project's own limit of {' and '.join(row.overridden)}" if row.overridden else ""
+        return f"within every criterion{own}"
     if "hygiene" in row.failed:
         return row.reason
     parts = []

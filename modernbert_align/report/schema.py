@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Dtype, EngineName, Mode, Phase, Row, WeightCheck
+from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class _Strict(BaseModel):
@@ -55,6 +56,34 @@ class ModelInfo(_Strict):
     table_sha256: str
     config: dict[str, Any]
     candidate_config_differences: tuple[str, ...]
+
+
+class ConversionInfo(_Strict):
+    """How the candidate's folder was made, as its conversion manifest says.
+
+    Attributes:
+        dtype: `keep`, or the float format all tensors were cast to.
+        lossless: Whether every bit of every tensor can be recovered.
+        tensors: Written tensors.
+        files: Weight files that were written.
+        size_bytes: Of these files.
+        operations: What was done with the table's weights: name of the operation -> how many.
+        tied: (repeated name, name it repeats) that were not written a second time.
+        dropped: Weights of a head that were left out.
+        proofs: What was proved when the folder was written, in sentences.
+    """
+
+    dtype: str
+    lossless: bool
+    table: str
+    table_sha256: str
+    tensors: int
+    files: int
+    size_bytes: int
+    operations: dict[str, int]
+    tied: tuple[tuple[str, str], ...]
+    dropped: tuple[str, ...]
+    proofs: tuple[str, ...]
 
 
 class InputInfo(_Strict):
@@ -135,9 +164,11 @@ class Report(_Strict):
     Attributes:
         phase: What was run; a report holds one phase.
         steps: Optimizer steps of the step phase, else null.
+        conversion: Null where the candidate's folder has no conversion manifest, or was not at hand.
+        overrides: Limits that the project set itself; shown by every view of the report.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     tool_version: str
     created: str
     verdict: Verdict
@@ -148,8 +179,10 @@ class Report(_Strict):
     steps: int | None
     execution: dict[Dtype, Execution]
     model: ModelInfo
+    conversion: ConversionInfo | None
     inputs: InputInfo
     thresholds: tuple[Threshold, ...]
+    overrides: tuple[AppliedOverride, ...]
     coverage: Coverage
     weights: tuple[WeightCheck, ...]
     rows: tuple[Row, ...] = Field(min_length=1)

@@ -6,9 +6,10 @@ import pytest
 
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck, WeightDifference
-from modernbert_align.core.tolerance import load_tolerance, load_tolerances
+from modernbert_align.core.tolerance import Override, load_tolerance, load_tolerances
 from modernbert_align.core.verdict import Expectation, default_policy, judge
 from modernbert_align.report.schema import (
+    ConversionInfo,
     Engine,
     EnginePass,
     Environment,
@@ -68,7 +69,7 @@ def make_report() -> MakeReport:
 
     Its arguments: `layers`; `changes`, fields of records to change by probe, dtype and mode, or None to leave
     the record out; `extra`, more records; `differences`, of fp32 weights; `fixture`, None for weights not under
-    contract; `needs`, what the inputs exercised; any other field of `Report`.
+    contract; `needs`, what the inputs exercised; `overrides`, limits of the project's own; any other field of `Report`.
     """
 
     def make(
@@ -79,6 +80,7 @@ def make_report() -> MakeReport:
         differences: Sequence[WeightDifference] = (),
         fixture: str | None = "tiny",
         needs: Mapping[str, bool] | None = None,
+        overrides: Sequence[Override] = (),
         **fields: object,
     ) -> Report:
         changes = changes or {}
@@ -96,7 +98,7 @@ def make_report() -> MakeReport:
         )
         expectation = Expectation(probes=probes, dtypes=DTYPES, weights=6, fixture=fixture, needs=needs or {})
         policy = default_policy(fixture)
-        judged = judge([*records, *extra], weights, expectation, load_tolerances(DTYPES), policy)
+        judged = judge([*records, *extra], weights, expectation, load_tolerances(DTYPES), policy, overrides)
         report = Report(
             tool_version="0.1.0",
             created="2026-01-02T03:04:05+00:00",
@@ -125,6 +127,19 @@ def make_report() -> MakeReport:
                 config={"hidden_size": 64, "layer_types": ["full_attention", "sliding_attention"]},
                 candidate_config_differences=(),
             ),
+            conversion=ConversionInfo(
+                dtype="keep",
+                lossless=True,
+                table="modernbert/1",
+                table_sha256="c" * 64,
+                tensors=27,
+                files=1,
+                size_bytes=596_000,
+                operations={"id": 10, "T": 17, "tie": 1},
+                tied=(("decoder.weight", "model.embeddings.tok_embeddings.weight"),),
+                dropped=(),
+                proofs=("27 tensors were read back from the disk and are what was written",),
+            ),
             inputs=InputInfo(seed=0, lengths=(192, 150), sha256="d" * 64, padded=True, window_bites=True),
             thresholds=(
                 Threshold(
@@ -136,6 +151,7 @@ def make_report() -> MakeReport:
                     applied=True,
                 ),
             ),
+            overrides=judged.overrides,
             coverage=judged.coverage,
             weights=weights,
             rows=judged.rows,
