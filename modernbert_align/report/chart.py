@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
+from modernbert_align.report.svg import MODE_NAME, is_number, layer_of, number, shortened
 
 WIDTH_IN, HEIGHT_IN = 14.0, 9.2
 POINTS_PER_INCH = 72
@@ -37,7 +38,6 @@ MODE_COLOUR: dict[Mode, str] = {"isolated": OWN, "accumulated": END_TO_END}
 MODE_MARKER: dict[Mode, str] = {"isolated": "o", "accumulated": "s"}
 # A circle still shows on a square of the same value.
 MODE_SIZE: dict[Mode, float] = {"isolated": 3.8, "accumulated": 5.4}
-MODE_NAME: dict[Mode, str] = {"isolated": "own error", "accumulated": "end to end"}
 FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": BAD, "markeredgewidth": 1}
 IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": EXPLAINED, "markeredgewidth": 1}
 
@@ -67,8 +67,8 @@ class _Scale:
 
     @classmethod
     def around(cls, errors: Sequence[float | None], lines: Iterable[float]) -> "_Scale":
-        unmeasured = not all(_is_number(error) for error in errors)
-        logs = [math.log10(v) for v in (*errors, *lines) if _is_number(v) and v > 0]
+        unmeasured = not all(is_number(error) for error in errors)
+        logs = [math.log10(v) for v in (*errors, *lines) if is_number(v) and v > 0]
         if not logs:
             return cls(low=-9, high=-3, unmeasured=unmeasured)
         low = math.floor(min(logs))
@@ -88,7 +88,7 @@ class _Scale:
         return self.high + (2 if self.unmeasured else 1.4) * self.lane
 
     def y(self, value: float | None) -> float:
-        if not _is_number(value):
+        if not is_number(value):
             return self.high + self.lane
         return math.log10(value) if value > 0 else self.low - self.lane
 
@@ -214,9 +214,9 @@ def _draw_marks(
         # Sub-layers do not feed each other in a line; what runs through the model is the sum after every
         # layer. A row without a number breaks the line.
         stream = [
-            (p.x, y if _is_number(getattr(p.row, measure)) else math.nan)
+            (p.x, y if is_number(getattr(p.row, measure)) else math.nan)
             for p, y in marks
-            if _layer(p.row.probe) is None or p.row.probe.count(".") == 1
+            if layer_of(p.row.probe) is None or p.row.probe.count(".") == 1
         ]
         if stream:
             axes.plot(*zip(*stream, strict=True), color=colour, linewidth=1, alpha=0.6)
@@ -238,14 +238,9 @@ def _draw_marks(
             )
 
 
-def _layer(probe: str) -> int | None:
-    found = re.match(r"(?:model\.)?layers\.(\d{1,6})(\.|$)", probe, re.ASCII)
-    return int(found[1]) if found else None
-
-
 def _blocks(probes: Sequence[str]) -> list[tuple[int | None, list[int]]]:
     """Runs of columns that belong to one layer; any other probe is a block of its own."""
-    keyed = [(x, _layer(probe)) for x, probe in enumerate(probes)]
+    keyed = [(x, layer_of(probe)) for x, probe in enumerate(probes)]
     runs = groupby(keyed, key=lambda item: (item[1], item[0] if item[1] is None else None))
     return [(key[0], [x for x, _ in run]) for key, run in runs]
 
@@ -263,7 +258,7 @@ def _label_layers(axes: Any, probes: Sequence[str], words: str) -> None:
     every = math.ceil(sum(layer is not None for layer, _ in blocks) / MOST_LAYER_LABELS) or 1
     shown = [(layer, xs) for layer, xs in blocks if layer is None or layer % every == 0]
     labels = [
-        _short(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer)
+        shortened(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer)
         for layer, xs in shown
     ]
     axes.set_xticks([(xs[0] + xs[-1]) / 2 for _, xs in shown], labels)
@@ -280,7 +275,7 @@ def _point_at(panels: Sequence[Any], x: int, first: Failing) -> None:
         axes.axvline(x, color=colour, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
     right_half = x > panels[0].get_xlim()[1] / 2
     panels[0].annotate(
-        f"{words}: {_short(first.probe, 60)}",
+        f"{words}: {shortened(first.probe, 60)}",
         (x, 1),
         (-5 if right_half else 5, -4),
         xycoords=("data", "axes fraction"),
@@ -312,18 +307,6 @@ def _draw_legend(figure: Any, rows: Sequence[Row]) -> None:
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=len(handles), frameon=False)
 
 
-def _short(probe: str, longest: int) -> str:
-    return probe if len(probe) <= longest else probe[: longest - 1] + "…"
-
-
-def _is_number(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-
-
-def _number(value: float | None) -> str:
-    return "no number" if not _is_number(value) else "0 (exact)" if value == 0 else f"{value:.2e}"
-
-
 def _rounded(value: float) -> str:
     """0.00781 -> 8e-3."""
     digit, exponent = f"{value:.0e}".split("e")
@@ -337,7 +320,7 @@ def _summary(dtype: Dtype, rows: Sequence[Row]) -> str:
         measured = [row for row in rows if row.mode == mode and row.mean_abs is not None]
         if measured:
             worst = max(measured, key=lambda row: row.mean_abs or 0.0)
-            parts.append(f"largest mean_abs, {MODE_NAME[mode]}: {_number(worst.mean_abs)} at {worst.probe}")
+            parts.append(f"largest mean_abs, {MODE_NAME[mode]}: {number(worst.mean_abs)} at {worst.probe}")
     failing = sum(row.status not in ("pass", "explained") for row in rows)
     parts.append(f"{failing} of {len(rows)} rows fail")
     return f"Error of every probe in {dtype}: " + "; ".join(parts)
@@ -347,7 +330,7 @@ def _hover(probes: Sequence[str], rows: Sequence[Row]) -> str:
     """Invisible columns over the chart whose titles name the probe and its numbers."""
     words: dict[str, list[str]] = {probe: [probe] for probe in probes}
     for row in rows:
-        words[row.probe].append(f"{MODE_NAME[row.mode]}: mean_abs {_number(row.mean_abs)}, {row.status}")
+        words[row.probe].append(f"{MODE_NAME[row.mode]}: mean_abs {number(row.mean_abs)}, {row.status}")
     width, height = WIDTH_IN * POINTS_PER_INCH, HEIGHT_IN * POINTS_PER_INCH
     step = (RIGHT - LEFT) * width / len(probes)
     return "".join(

@@ -12,8 +12,9 @@ from modernbert_align.core.files import write_atomically
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
-from modernbert_align.report.chart import MODE_NAME, error_chart_svg
+from modernbert_align.report.chart import error_chart_svg
 from modernbert_align.report.schema import Report
+from modernbert_align.report.svg import MODE_NAME
 from modernbert_align.report.terminal import CAUSE, cause_sentence, kind, worst_by_kind
 
 if TYPE_CHECKING:

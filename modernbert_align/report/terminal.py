@@ -8,6 +8,7 @@ from modernbert_align.core.rows import Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import explain, place
 from modernbert_align.report.schema import Report
+from modernbert_align.report.severity import severity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,24 +38,12 @@ def kind(row: Row) -> str:
     return parts[2] if len(parts) > 2 else "layer"
 
 
-def _severity(row: Row) -> float:
-    """How close a row is to its nearest limit, or beyond; unmeasured rows come first."""
-    if row.mean_abs is None:
-        return float("inf")
-    of_contract = row.mean_abs / row.contract_limit if row.contract_limit else 0.0
-    of_direct = row.rel_l2 / row.direct_limit if row.rel_l2 is not None and row.direct_limit else 0.0
-    of_noise = row.noise_ratio / row.noise_limit if row.noise_ratio is not None and row.noise_limit else 0.0
-    if "noise" in row.failed and row.noise_ratio is None:  # the reference is exact
-        of_noise = float("inf")
-    return max(of_contract, of_direct, of_noise)
-
-
 def worst_by_kind(report: Report) -> list[Row]:
     """For every kind of probe, dtype, loss and mode, the row closest to its limit, in first-seen order."""
     groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in report.rows:
         groups[row.dtype, row.loss or "", row.mode, kind(row)].append(row)
-    return [max(rows, key=_severity) for rows in groups.values()]
+    return [max(rows, key=severity) for rows in groups.values()]
 
 
 def print_report(report: Report, console: "Console") -> None:
@@ -92,7 +81,7 @@ def print_report(report: Report, console: "Console") -> None:
         f"compared {coverage.compared} of {coverage.expected} rows, "
         f"{coverage.weights_compared} of {coverage.weights_expected} weights"
     )
-    bad = sorted((r for r in report.rows if r.status not in ("pass",)), key=_severity, reverse=True)
+    bad = sorted((r for r in report.rows if r.status not in ("pass",)), key=severity, reverse=True)
     for row in bad[:WORST]:
         console.print(Text(f"{row.status}: {place(row)}: {explain(row)}"), soft_wrap=True)
     if len(bad) > WORST:

@@ -1,0 +1,114 @@
+"""SVG that a page can inline under a strict Content-Security-Policy: no style attribute, no <style>, no URL.
+
+Colours are presentation attributes holding CSS variables (`fill="var(--own, #1d5fd1)"`), so the page decides how they
+look in light, dark and print. A page that inlines charts includes `SVG_CSS` once in its own style sheet, after it has
+defined `--own`, `--end-to-end`, `--bad`, `--explained`, `--pass` and `--paper`.
+
+What can be pointed at is an invisible `<rect data-tip="…"><title>…</title></rect>` above the drawing: the title works
+without a script, `data-tip` holds the same text for a script's tooltip.
+"""
+
+import html
+import math
+import re
+from typing import TypeGuard
+
+from modernbert_align.core.rows import Dtype, Loss, Mode
+
+WIDTH = 1008  # of every chart's view box; a page shows it at its own width
+
+INK = "currentColor"
+PAPER = "var(--paper, #fff)"
+OWN = "var(--own, #1d5fd1)"
+END_TO_END = "var(--end-to-end, #b8560b)"
+BAD = "var(--bad, #c4122a)"
+EXPLAINED = "var(--explained, #8a6100)"
+HEAT = "var(--heat, #196995)"
+
+SVG_CSS = """\
+svg.chart { --heat: color-mix(in srgb, var(--own) 50%, var(--pass)); display: block; width: 100%; height: auto; }
+svg.chart text { font-family: inherit; }
+svg.chart rect[data-tip]:hover { fill: currentColor; fill-opacity: .12; }
+"""
+
+MODE_NAME: dict[Mode, str] = {"isolated": "own error", "accumulated": "end to end"}
+
+
+def svg(name: str, title: str, description: str, height: float, body: str) -> str:
+    """One chart.
+
+    Args:
+        name: What its ids start with; differs between the charts of one page.
+        title, description: In words, for those who do not see it.
+        height: Of the view box.
+        body: Elements, escaped.
+    """
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {short_float(height)}" '
+        f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape(description)}</desc>{body}</svg>'
+    )
+
+
+def chart_name(kind: str, *parts: Dtype | Loss | None) -> str:
+    """What the ids of a chart start with."""
+    return "-".join(("chart", kind, *(part for part in parts if part)))
+
+
+def text(x: float, y: float, words: str, **attributes: str | float) -> str:
+    """A text whose baseline is at `y`; an underscore in an attribute's name is a hyphen."""
+    return f'<text x="{short_float(x)}" y="{short_float(y)}"{_attributes(attributes)}>{html.escape(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float) -> str:
+    """Path data of a rectangle."""
+    x, y, width, height = (round(v, 1) for v in (x, y, width, height))
+    return f"M{x:g} {y:g}h{width:g}v{height:g}h{-width:g}z"
+
+
+def path(data: str, **attributes: str | float) -> str:
+    """A path, or nothing if there is nothing to draw."""
+    return f'<path d="{data}"{_attributes(attributes)}/>' if data else ""
+
+
+def hover(x: float, y: float, width: float, height: float, words: str) -> str:
+    """An invisible rectangle that can be pointed at."""
+    place = f'x="{short_float(x)}" y="{short_float(y)}" width="{short_float(width)}" height="{short_float(height)}"'
+    escaped = html.escape(words)
+    tip = escaped.replace("\n", "&#10;")
+    return f'<rect {place} data-tip="{tip}"><title>{escaped}</title></rect>'
+
+
+def hovers(rects: str) -> str:
+    """The group that `hover` rectangles belong in."""
+    return f'<g fill="none" pointer-events="all">{rects}</g>'
+
+
+def short_float(value: float) -> str:
+    """A coordinate with one decimal at most."""
+    return f"{round(value, 1) + 0.0:g}" if abs(value) < 1e5 else f"{value:.0f}"
+
+
+def layer_of(probe: str) -> int | None:
+    """The number of the layer a probe is in or is; None outside the layers."""
+    found = re.match(r"(?:model\.)?layers\.(\d{1,6})(\.|$)", probe, re.ASCII)
+    return int(found[1]) if found else None
+
+
+def shortened(words: str, longest: int) -> str:
+    """Text cut to a length, with an ellipsis."""
+    return words if len(words) <= longest else words[: longest - 1] + "…"
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether a value was measured and is finite."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
+    """A measured value for a tooltip."""
+    return "no number" if not is_number(value) else "0 (exact)" if value == 0 else f"{value:.2e}"
+
+
+def _attributes(attributes: dict[str, str | float]) -> str:
+    return "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
