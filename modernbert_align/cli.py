@@ -6,35 +6,52 @@ Imports nothing heavy: `modernbert-align --help` must answer at once. Every verb
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from modernbert_align import __version__
+from modernbert_align.commands import console
 from modernbert_align.commands.console import one_line
+from modernbert_align.commands.options import (
+    COMPARED,
+    HEADS,
+    HOW,
+    JUDGED,
+    MODEL,
+    OUTPUT,
+    RUN,
+    SOURCE,
+    WRITTEN,
+    AsJson,
+    Quiet,
+    ReportDir,
+    Verbose,
+    complete_dtype,
+    complete_head,
+    complete_model,
+    complete_table,
+    one_of,
+)
 from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
 
 # Looking for pydantic plugins reads the metadata of every installed package, and none is meant for this program.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
+PREFIX = "MODERNBERT_ALIGN"  # of environment variables
+
 app = typer.Typer(
     name="modernbert-align",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX},
     help="ModernBERT in Paddle: convert checkpoints and prove, layer by layer, that both frameworks agree.",
     epilog="Exit codes: 0 aligned, 1 misaligned, 2 wrong usage or input, 3 bug, 4 package or kernel missing, "
-    "5 nothing or too little compared, 130 interrupted.",
+    "5 nothing or too little compared, 130 interrupted. Every option can also stand in modernbert-align.toml, in "
+    "pyproject.toml, or in the environment as MODERNBERT_ALIGN_<COMMAND>_<OPTION>; `config show` says what holds.",
 )
 table_app = typer.Typer(no_args_is_help=True, help="The name-mapping table that conversion and comparison share.")
-app.add_typer(table_app, name="table")
-
-_MODEL = (
-    "A checkpoint folder, a hub id (answerdotai/ModernBERT-base) or a fixture "
-    "(tiny, tiny-sensitive, base or large; with -stress: tiny-stress, base-stress, large-stress)."
-)
-
-_HEADS = "base, masked_lm, sequence_classification, token_classification, question_answering or multiple_choice."
+config_app = typer.Typer(no_args_is_help=True, help="Defaults from the project file and the environment.")
 
 
 def _version(value: bool) -> None:
@@ -45,37 +62,100 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The project file. Default: the nearest modernbert-align.toml, or pyproject.toml that has a "
+            "\\[tool.modernbert-align] section, in this folder or above.",
+            metavar="FILE",
+        ),
+    ] = None,
+    no_config: Annotated[bool, typer.Option("--no-config", help="Read no project file.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from modernbert_align.commands import config as command
+
+    project = command.load(ctx.command, config, no_config)
+    ctx.default_map = dict(project.defaults)
+    ctx.obj = project
 
 
 @app.command()
 def convert(
-    src: Annotated[str, typer.Option(help="Framework of the source: hf or paddle.", metavar="hf|paddle")],
-    dst: Annotated[str, typer.Option(help="Framework of the output: paddle or hf.", metavar="paddle|hf")],
+    src: Annotated[
+        str,
+        typer.Option(
+            help="Framework of the source: hf or paddle.",
+            metavar="hf|paddle",
+            rich_help_panel=SOURCE,
+            autocompletion=one_of("hf", "paddle"),
+        ),
+    ],
+    dst: Annotated[
+        str,
+        typer.Option(
+            help="Framework of the output: paddle or hf.",
+            metavar="paddle|hf",
+            rich_help_panel=SOURCE,
+            autocompletion=one_of("hf", "paddle"),
+        ),
+    ],
     model: Annotated[
-        str | None, typer.Option(help=f"{_MODEL} Default: base (with --src paddle there is none).")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"{MODEL} Default: base (with --src paddle there is none).",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_model,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: checkpoints/<model>-<dst>.", rich_help_panel=OUTPUT)
+    ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="base drops the checkpoint's head; a fixture gets the head named.", metavar="HEAD"),
+        typer.Option(
+            help="base drops the checkpoint's head; a fixture gets the head named.",
+            metavar="HEAD",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_head,
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Cast all weights.", metavar="keep|fp32|bf16|fp16")] = "keep",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Cast all weights.",
+            metavar="keep|fp32|bf16|fp16",
+            rich_help_panel=WRITTEN,
+            autocompletion=one_of("keep", "fp32", "bf16", "fp16"),
+        ),
+    ] = "keep",
     allow_overflow: Annotated[
-        bool, typer.Option("--allow-overflow", help="Let a cast turn values that do not fit into infinities.")
+        bool,
+        typer.Option(
+            "--allow-overflow", help="Let a cast turn values that do not fit into infinities.", rich_help_panel=WRITTEN
+        ),
     ] = False,
     shard_size: Annotated[
         str,
         typer.Option(
-            help="Split the output: keep the source's shards, none, or up to SIZE each.", metavar="keep|none|SIZE"
+            help="Split the output: keep the source's shards, none, or up to SIZE each.",
+            metavar="keep|none|SIZE",
+            rich_help_panel=WRITTEN,
+            autocompletion=one_of("keep", "none"),
         ),
     ] = "keep",
     digest: Annotated[
-        str, typer.Option(help="Digest of every tensor and weight file.", metavar="sha256|crc32|none")
+        str,
+        typer.Option(
+            help="Digest of every tensor and weight file.",
+            metavar="sha256|crc32|none",
+            rich_help_panel=WRITTEN,
+            autocompletion=one_of("sha256", "crc32", "none"),
+        ),
     ] = "sha256",
     prove: Annotated[
         str | None,
@@ -83,17 +163,32 @@ def convert(
             help="tensors reads back what was written, dye follows every element, roundtrip converts back to the "
             "source's SHA-256; several with commas. Default: tensors.",
             metavar="tensors,dye,roundtrip|none",
+            rich_help_panel=WRITTEN,
+            autocompletion=one_of("tensors", "dye", "roundtrip", "none"),
         ),
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="Name-mapping table. Default: by the model's type.", metavar="NAME|FILE.toml")
+        str | None,
+        typer.Option(
+            help="Name-mapping table. Default: by the model's type.",
+            metavar="NAME|FILE.toml",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_table,
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a conversion whose process died; else it is started over.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read headers, print the plan, write nothing.", rich_help_panel=RUN)
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue a conversion whose process died; else it is started over.", rich_help_panel=RUN
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.", rich_help_panel=RUN)] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a checkpoint from one framework to the other.
 
@@ -129,9 +224,16 @@ def verify(
         Path | None, typer.Option(help="The source checkpoint. Default: the folder the manifest names.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="Name-mapping table. Default: by the model's type.", metavar="NAME|FILE.toml")
+        str | None,
+        typer.Option(
+            help="Name-mapping table. Default: by the model's type.",
+            metavar="NAME|FILE.toml",
+            autocompletion=complete_table,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check a finished conversion again: files, tensors, and a new conversion of the source if it is there.
 
@@ -144,16 +246,27 @@ def verify(
 
 @app.command()
 def diff(
+    ctx: typer.Context,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Precision; bf16 runs fp32 first. Default: fp32; of traces, what they hold.", metavar="fp32|bf16"
+            help="Precision; bf16 runs fp32 first. Default: fp32; of traces, what they hold.",
+            metavar="fp32|bf16",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_dtype,
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_MODEL} Default: base.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help=f"{MODEL} Default: base.", rich_help_panel=COMPARED, autocompletion=complete_model
+        ),
+    ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="What `trace --backend hf` wrote; nothing is run then.", metavar="TRACE"),
+        typer.Option(
+            help="What `trace --backend hf` wrote; nothing is run then.", metavar="TRACE", rich_help_panel=COMPARED
+        ),
     ] = None,
     candidate: Annotated[
         Path | None,
@@ -161,27 +274,39 @@ def diff(
             help="Paddle checkpoint to compare, or what `trace --backend paddle` wrote. "
             "Default: convert the model just now.",
             metavar="DIR|TRACE",
+            rich_help_panel=COMPARED,
         ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
+        str | None,
+        typer.Option(
+            help=f"{HEADS} Default: what config.json declares.",
+            metavar="HEAD",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_head,
+        ),
     ] = None,
-    report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
+    report_dir: ReportDir = Path("reports"),
     phase: Annotated[
         str,
         typer.Option(
             help="What is compared: outputs, gradients, or the weights after some AdamW steps.",
             metavar="forward|backward|step",
+            rich_help_panel=COMPARED,
+            autocompletion=one_of("forward", "backward", "step"),
         ),
     ] = "forward",
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps of --phase step. Default: 3.", show_default=False)
+        int | None,
+        typer.Option(help="Optimizer steps of --phase step. Default: 3.", show_default=False, rich_help_panel=COMPARED),
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
             help="Of the forward phase: padiff (default) runs a pass at a time, stream all of them in lock-step.",
             metavar="padiff|stream",
+            rich_help_panel=HOW,
+            autocompletion=one_of("padiff", "stream"),
         ),
     ] = None,
     policy: Annotated[
@@ -189,9 +314,13 @@ def diff(
         typer.Option(
             help="Whether rounding beyond the contract is accepted. Default: contract for fixtures, else noise-aware.",
             metavar="contract|noise-aware",
+            rich_help_panel=JUDGED,
+            autocompletion=one_of("contract", "noise-aware"),
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare Paddle with Hugging Face, layer by layer, and write a report.
 
@@ -214,24 +343,54 @@ def diff(
             phase=phase,
             steps=steps,
             as_json=as_json,
+            overrides=ctx.obj.overrides,
         )
     )
 
 
 @app.command()
 def trace(
-    backend: Annotated[str, typer.Option(help="Which side: hf (the reference) or paddle.", metavar="hf|paddle")],
-    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
-    model: Annotated[str, typer.Option(help=_MODEL)] = "base",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Which side: hf (the reference) or paddle.",
+            metavar="hf|paddle",
+            rich_help_panel=COMPARED,
+            autocompletion=one_of("hf", "paddle"),
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE", rich_help_panel=OUTPUT)],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help=MODEL, rich_help_panel=COMPARED, autocompletion=complete_model)
+    ] = "base",
     candidate: Annotated[
         Path | None,
-        typer.Option(help="With --backend paddle: the checkpoint to record. Default: convert the model just now."),
+        typer.Option(
+            help="With --backend paddle: the checkpoint to record. Default: convert the model just now.",
+            rich_help_panel=COMPARED,
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision; bf16 records fp32 too.", metavar="fp32|bf16")] = "fp32",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Precision; bf16 records fp32 too.",
+            metavar="fp32|bf16",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_dtype,
+        ),
+    ] = "fp32",
     head: Annotated[
-        str | None, typer.Option(help=f"{_HEADS} Default: what config.json declares.", metavar="HEAD")
+        str | None,
+        typer.Option(
+            help=f"{HEADS} Default: what config.json declares.",
+            metavar="HEAD",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_head,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.", rich_help_panel=OUTPUT)] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Record one side of a comparison on a machine that has only one framework; `diff` judges two such files.
 
@@ -246,26 +405,53 @@ def trace(
 
 @app.command()
 def selftest(
-    dtype: Annotated[str, typer.Option(help="Precision; bf16 runs fp32 too.", metavar="fp32|bf16")] = "fp32",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Precision; bf16 runs fp32 too.",
+            metavar="fp32|bf16",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_dtype,
+        ),
+    ] = "fp32",
     head: Annotated[
         str | None,
         typer.Option(
-            help=f"{_HEADS} `all`: every fault on every head that can have it. Default: each on the first.",
+            help=f"{HEADS} `all`: every fault on every head that can have it. Default: each on the first.",
             metavar="HEAD|all",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_head,
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A fixture; in the default no term of the model is zero.", metavar="FIXTURE")
+        str,
+        typer.Option(
+            help="A fixture; in the default no term of the model is zero.",
+            metavar="FIXTURE",
+            rich_help_panel=COMPARED,
+            autocompletion=complete_model,
+        ),
     ] = "tiny-sensitive",
     phase: Annotated[
-        str | None, typer.Option(help="One phase of diff alone. Default: all.", metavar="forward|backward|step")
+        str | None,
+        typer.Option(
+            help="One phase of diff alone. Default: all.",
+            metavar="forward|backward|step",
+            rich_help_panel=COMPARED,
+            autocompletion=one_of("forward", "backward", "step"),
+        ),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(help="How many unbroken models per head, with other weights and inputs, must raise no alarm."),
+        typer.Option(
+            help="How many unbroken models per head, with other weights and inputs, must raise no alarm.",
+            rich_help_panel=COMPARED,
+        ),
     ] = 20,
-    report_dir: Annotated[Path, typer.Option(help="Where the JSON and HTML reports go.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the kill matrix as JSON on stdout.")] = False,
+    report_dir: ReportDir = Path("reports"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Prove that the comparison can fail: inject known bugs, check that each is found; exit code 1 if not.
 
@@ -290,18 +476,27 @@ def selftest(
 
 @app.command()
 def gate(
+    ctx: typer.Context,
     reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff.")],
     require: Annotated[
         list[str] | None,
         typer.Option(
-            help="What must be there, for example model=base,dtype=fp32,dtype=bf16; also phase= and head=. Repeatable."
+            help="What must be there, for example model=base,dtype=fp32,dtype=bf16; also phase= and head=. Repeatable.",
+            rich_help_panel=JUDGED,
         ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="As in diff. Default: by kind of model.", metavar="contract|noise-aware"),
+        typer.Option(
+            help="As in diff. Default: by kind of model.",
+            metavar="contract|noise-aware",
+            rich_help_panel=JUDGED,
+            autocompletion=one_of("contract", "noise-aware"),
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge saved reports again with the installed tolerances; the exit code is for CI to merge on.
 
@@ -309,7 +504,9 @@ def gate(
     """
     from modernbert_align.commands import gate as command
 
-    raise typer.Exit(command.run(reports=reports, require=require or [], policy=policy, as_json=as_json))
+    raise typer.Exit(
+        command.run(reports=reports, require=require or [], policy=policy, as_json=as_json, overrides=ctx.obj.overrides)
+    )
 
 
 @app.command()
@@ -330,7 +527,9 @@ def report(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show versions, processor, and which operations Paddle has kernels for."""
     from modernbert_align.commands import doctor as command
@@ -341,15 +540,19 @@ def doctor(
 _TABLE = (
     "A shipped table (modernbert, modernbert-decoder) or a TOML file. Default: by the model's type, else modernbert."
 )
-_TABLE_MODEL = f"{_MODEL} The fixtures are modernbert's. Default: the table's default sizes; for modernbert,"
+_OF_TABLE = f"{MODEL} The fixtures are modernbert's. Default: the table's default sizes; for modernbert,"
 
 
 @table_app.command("show")
 def table_show(
-    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} base.")] = None,
-    head: Annotated[str | None, typer.Option(help=_HEADS, metavar="HEAD")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    table: Annotated[
+        str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml", autocompletion=complete_table)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_OF_TABLE} base.", autocompletion=complete_model)] = None,
+    head: Annotated[str | None, typer.Option(help=HEADS, metavar="HEAD", autocompletion=complete_head)] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Print a table's rows for one model.
 
@@ -362,12 +565,16 @@ def table_show(
 
 @table_app.command("lint")
 def table_lint(
-    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
+    table: Annotated[
+        str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml", autocompletion=complete_table)
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"{_TABLE_MODEL} tiny. Its config decides the live models."),
+        typer.Option(help=f"{_OF_TABLE} tiny. Its config decides the live models.", autocompletion=complete_model),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Hold a table against seven rules and against live models of both frameworks; exit code 1 if it breaks one.
 
@@ -381,10 +588,16 @@ def table_lint(
 @table_app.command("explain")
 def table_explain(
     name: Annotated[str, typer.Argument(help="A weight, as either side or an old checkpoint calls it.")],
-    table: Annotated[str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_TABLE_MODEL} base.")] = None,
-    head: Annotated[str | None, typer.Option(help=f"Only this head. {_HEADS}", metavar="HEAD")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    table: Annotated[
+        str | None, typer.Option(help=_TABLE, metavar="NAME|FILE.toml", autocompletion=complete_table)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_OF_TABLE} base.", autocompletion=complete_model)] = None,
+    head: Annotated[
+        str | None, typer.Option(help=f"Only this head. {HEADS}", metavar="HEAD", autocompletion=complete_head)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say everything a table knows about one weight.
 
@@ -399,7 +612,9 @@ def table_explain(
 def table_diff(
     first: Annotated[str, typer.Argument(help="A shipped table or a TOML file.", metavar="A")],
     second: Annotated[str, typer.Argument(help="The other one.", metavar="B")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare two tables by what they say; exit code 1 if they differ.
 
@@ -408,6 +623,25 @@ def table_diff(
     from modernbert_align.commands import table as command
 
     raise typer.Exit(command.diff(first=first, second=second, as_json=as_json))
+
+
+@config_app.command("show")
+def config_show(
+    ctx: typer.Context,
+    as_json: AsJson = False,
+) -> None:
+    """Print the value of every option and where it comes from: environment, project file or default.
+
+    What the command line says comes before all of these. Example: modernbert-align config show
+    """
+    from modernbert_align.commands import config as command
+
+    raise typer.Exit(command.show(root=ctx.find_root(), as_json=as_json))
+
+
+# In the order of the help.
+app.add_typer(table_app, name="table")
+app.add_typer(config_app, name="config")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -419,8 +653,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code; see `modernbert_align.errors`.
     """
+    console.set_quiet(False)
+    console.set_verbose(False)
     try:
-        code = app(args=argv, prog_name="modernbert-align", standalone_mode=False)
+        code = _command()(args=argv, prog_name="modernbert-align", standalone_mode=False)
     except AlignError as error:
         _complain(error.message, error.hint)
         return error.exit_code
@@ -441,6 +677,18 @@ def main(argv: list[str] | None = None) -> int:
     if code == EXIT_INTERRUPTED:  # what typer makes of the interrupt key
         _complain("interrupted", "")
     return code if isinstance(code, int) else 0
+
+
+def _command() -> Any:
+    """The command line, whose help leaves out the environment variables: they follow a rule."""
+    command = typer.main.get_command(app)
+    stack: list[Any] = [command]
+    while stack:
+        one = stack.pop()
+        stack += getattr(one, "commands", {}).values()
+        for parameter in one.params:
+            parameter.show_envvar = False
+    return command
 
 
 def _complain(message: str, hint: str) -> None:

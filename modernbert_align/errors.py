@@ -47,6 +47,10 @@ class ConfigError(AlignError):
     """A config.json that is absent, invalid, or asks for something that is not supported."""
 
 
+class SettingsError(AlignError):
+    """A project file or an environment variable that says something this program does not know."""
+
+
 class TableError(AlignError):
     """A name-mapping, probe, tolerance or fixture file that is wrong."""
 

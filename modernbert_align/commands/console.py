@@ -3,14 +3,50 @@
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _LONGEST = 1000
+
+
+@dataclass
+class _Loudness:
+    """What --quiet and --verbose ask for; `start` is when that was."""
+
+    quiet: bool = False
+    verbose: bool = False
+    start: float = 0.0
+
+
+_loudness = _Loudness()
+
+
+def set_quiet(value: bool) -> bool:
+    """Show no progress from now on, and of a comparison the verdict alone."""
+    _loudness.quiet = value
+    return value
+
+
+def set_verbose(value: bool) -> bool:
+    """Say from now on how long things take."""
+    _loudness.verbose, _loudness.start = value, time.perf_counter()
+    return value
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return _loudness.quiet
+
+
+def is_verbose() -> bool:
+    """Whether --verbose was given."""
+    return _loudness.verbose
 
 
 def stdout() -> "Console":
@@ -44,7 +80,11 @@ def line(text: str) -> None:
 
 
 def notify(message: str) -> None:
-    """One line of progress."""
+    """One line of progress; with the seconds since the start where --verbose asks for them."""
+    if _loudness.quiet:
+        return
+    if _loudness.verbose:
+        message = f"[{time.perf_counter() - _loudness.start:7.1f} s] {message}"
     if sys.stderr.isatty():
         stderr().print(one_line(message), style="dim", soft_wrap=True, markup=False)
     else:
@@ -58,12 +98,12 @@ def print_json(document: Any) -> None:
 
 @contextmanager
 def progress(label: str) -> Iterator[Any]:
-    """A progress bar over bytes on a terminal; nothing elsewhere.
+    """A progress bar over bytes on a terminal; nothing elsewhere, or where --quiet was given.
 
     Yields:
         A function of (bytes done, bytes in all).
     """
-    if not sys.stderr.isatty():
+    if _loudness.quiet or not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -44,7 +44,7 @@ from modernbert_align.report.schema import (
     Report,
     Threshold,
 )
-from modernbert_align.report.terminal import print_report
+from modernbert_align.report.terminal import print_report, verdict_line
 
 
 def run(
@@ -105,8 +105,10 @@ def run(
     write_html(report, html_path)
     if as_json:
         console.print_json(report.model_dump(mode="json"))
+    elif console.is_quiet():
+        console.stdout().print(verdict_line(report), soft_wrap=True)
     else:
-        print_report(report, console.stdout())
+        print_report(report, console.stdout(), timings=console.is_verbose())
         console.stdout().print(f"reports: {json_path}, {html_path}", soft_wrap=True, markup=False)
     return report.exit_code
 

@@ -34,6 +34,7 @@ from modernbert_align.errors import (
 )
 from modernbert_align.report.json_report import read_report
 from modernbert_align.report.schema import Report
+from modernbert_align.report.terminal import override_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,21 @@ def parse_requirement(text: str) -> Requirement:
     )
 
 
-def run(*, reports: list[Path], require: list[str], policy: str | None, as_json: bool) -> int:
+def run(
+    *,
+    reports: list[Path],
+    require: list[str],
+    policy: str | None,
+    as_json: bool,
+    overrides: Sequence[Override] = (),
+) -> int:
     """Judge reports; returns the exit code."""
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     requirements = [parse_requirement(text) for text in require]
-    outcomes = [(path, report, rejudge(report, path, policy)) for path in reports for report in [read_report(path)]]
+    outcomes = [
+        (path, report, rejudge(report, path, policy, overrides)) for path in reports for report in [read_report(path)]
+    ]
     unmet = [
         requirement.text
         for requirement in requirements
@@ -107,6 +117,7 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
                         "steps": report.steps,
                         "verdict": judgement.verdict,
                         "exit_code": judgement.exit_code,
+                        "overrides": [override.model_dump(mode="json") for override in judgement.overrides],
                         "coverage": judgement.coverage.model_dump(mode="json"),
                     }
                     for path, report, judgement in outcomes
@@ -125,6 +136,8 @@ def run(*, reports: list[Path], require: list[str], policy: str | None, as_json:
             soft_wrap=True,
             markup=False,
         )
+        for override in judgement.overrides:
+            out.print(f"  {override_line(override)}", soft_wrap=True, markup=False)
         if judgement.verdict != report.verdict:
             out.print(f"  the report says {report.verdict}; the installed tolerances decide", markup=False)
         if judgement.first_failing is not None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Row
+from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import explain, place
 from modernbert_align.report.schema import Report
@@ -12,6 +13,7 @@ from modernbert_align.report.severity import severity
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 STYLES = {"PASS": "bold green", "EXPLAINED": "bold yellow", "FAIL": "bold red", "NOT_COMPARED": "bold red"}
 CAUSE = {"explained": "cause", "partial": "possible cause", "unexplained": "cause not known"}
@@ -46,8 +48,31 @@ def worst_by_kind(report: Report) -> list[Row]:
     return [max(rows, key=severity) for rows in groups.values()]
 
 
-def print_report(report: Report, console: "Console") -> None:
-    """Print a summary that fits 80 columns."""
+def override_line(override: AppliedOverride) -> str:
+    """An own limit of the project in one line."""
+    return (
+        f"own limit: {override.probe} ({override.dtype}, {override.mode or 'both modes'}): {override.criterion} "
+        f"at most {override.limit:g}, {override.rows} rows: {override.reason}"
+    )
+
+
+def verdict_line(report: Report) -> "Text":
+    """The verdict and what it is about."""
+    from rich.text import Text
+
+    return Text.assemble(
+        (report.verdict, STYLES[report.verdict]),
+        f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
+        f"policy {report.policy}, exit {report.exit_code}",
+    )
+
+
+def print_report(report: Report, console: "Console", *, timings: bool = False) -> None:
+    """Print a summary that fits 80 columns.
+
+    Args:
+        timings: Whether to print what took how long.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -95,13 +120,12 @@ def print_report(report: Report, console: "Console") -> None:
         )
     for hint in report.hints:
         console.print(Text(f"hint: {hint}"), soft_wrap=True)
-    console.print(
-        Text.assemble(
-            (report.verdict, STYLES[report.verdict]),
-            f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
-            f"policy {report.policy}, exit {report.exit_code}",
-        )
-    )
+    for override in report.overrides:
+        console.print(Text(override_line(override), style="yellow"), soft_wrap=True)
+    if timings:
+        for step, seconds in report.timings_s.items():
+            console.print(f"{seconds:8.1f} s  {step}")
+    console.print(verdict_line(report))
 
 
 def _number(value: float | None, spec: str = ".1e") -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import MODES, Record, WeightCheck, WeightDifference
-from modernbert_align.core.tolerance import load_tolerances
+from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.verdict import (
     POLICIES,
     RUNS,
@@ -21,7 +21,7 @@ from modernbert_align.core.verdict import (
     explain,
     judge,
 )
-from modernbert_align.errors import ReportError
+from modernbert_align.errors import ReportError, UsageError
 
 TOLERANCES = load_tolerances(("fp32", "bf16"))
 WEIGHTS = 7
@@ -1060,3 +1060,77 @@ def test_a_row_passes_exactly_when_all_criteria_hold(probes, value, null, mean, 
 
 def test_every_policy_is_known():
     assert POLICIES == ("contract", "noise-aware")
+
+
+# --- limits of the project's own ---
+
+
+def own(**fields):
+    return Override(
+        **({"probe": "layers.*.attn", "dtype": "fp32", "criterion": "direct", "limit": 4.0, "reason": "why"} | fields)
+    )
+
+
+def judged_with(comparison, *overrides):
+    return judge(
+        [*comparison.records.values()],
+        [*comparison.weights.values()],
+        comparison.expectation,
+        TOLERANCES,
+        "contract",
+        overrides,
+    )
+
+
+def test_an_own_limit_decides_for_the_rows_it_names_and_no_other(comparison):
+    comparison.over_null("layers.1.attn", ISOLATED).over_null("layers.1.mlp", ISOLATED)
+    judged = judged_with(comparison, own(mode="isolated"))
+    status = {(row.probe, row.mode): (row.status, row.overridden) for row in judged.rows}
+    assert status["layers.1.attn", ISOLATED] == ("pass", ("direct",))
+    assert status["layers.1.attn", ACCUMULATED] == ("pass", ())
+    assert status["layers.1.mlp", ISOLATED] == ("fail", ())
+    assert "this project's own limit of direct" in explain(next(row for row in judged.rows if row.overridden))
+
+
+def test_an_own_limit_may_be_tighter(comparison):
+    assert judged_with(comparison).verdict == "PASS"
+    assert judged_with(comparison, own(limit=1e-6)).verdict == "FAIL"
+    assert judged_with(comparison, own(criterion="noise", limit=1e-6)).verdict == "FAIL"
+    assert judged_with(comparison, own(criterion="contract", limit=1e-12)).verdict == "EXPLAINED"
+
+
+def test_an_own_contract_puts_a_row_under_contract(probes):
+    comparison = Comparison(probes, ("fp32", "bf16"))
+    logits = own(probe="logits", dtype="bf16", criterion="contract", limit=0.5)
+    row = next(
+        row
+        for row in judged_with(comparison, logits).rows
+        if (row.probe, row.dtype, row.mode) == ("logits", "bf16", ACCUMULATED)
+    )
+    assert (row.contract, row.contract_limit) == (True, 0.5)
+
+
+def test_no_own_limit_touches_hygiene_coverage_or_weights(comparison):
+    comparison.wrong("layers.1.attn", ISOLATED, observation="nonfinite", reason="NaN")
+    every = [own(criterion=criterion, limit=1e9) for criterion in ("contract", "noise", "direct")]
+    assert judged_with(comparison, *every).verdict == "FAIL"
+    del comparison.records["layers.1.attn", "fp32", ISOLATED]
+    assert judged_with(comparison, *every).verdict == "NOT_COMPARED"
+
+
+def test_two_own_limits_of_one_row_are_refused(comparison):
+    with pytest.raises(UsageError, match="two tolerance overrides"):
+        judged_with(comparison, own(), own(probe="layers.1.attn"))
+
+
+def test_own_limits_are_listed_with_the_rows_they_decided(comparison):
+    applied = judged_with(comparison, own(), own(probe="layer.*.attn"), own(probe="layers.*")).overrides
+    layers = sum(name.count(".") == 1 for name in comparison.probes)
+    assert [override.rows for override in applied] == [2 * layers, 0, 2 * layers]
+
+
+def test_a_star_does_not_reach_over_a_dot():
+    assert own(probe="layers.*").covers("layers.3", "fp32", ISOLATED, "forward")
+    assert not own(probe="layers.*").covers("layers.3.attn", "fp32", ISOLATED, "forward")
+    assert not own().covers("layers.3.attn", "bf16", ISOLATED, "forward")
+    assert not own().covers("layers.3.attn", "fp32", ISOLATED, "backward")
