@@ -4,8 +4,8 @@ Colours are presentation attributes holding CSS variables (`fill="var(--own, #1d
 look in light, dark and print. A page that inlines charts includes `SVG_CSS` once in its own style sheet, after it has
 defined `--own`, `--end-to-end`, `--bad`, `--explained`, `--pass` and `--paper`.
 
-What can be pointed at is an invisible `<rect data-tip="…"><title>…</title></rect>` above the drawing: the title works
-without a script, `data-tip` holds the same text for a script's tooltip.
+What can be pointed at is an invisible `<rect><title>…</title></rect>` above the drawing; a page's script may show
+the title its own way.
 """
 
 import html
@@ -28,7 +28,7 @@ HEAT = "var(--heat, #196995)"
 SVG_CSS = """\
 svg.chart { --heat: color-mix(in srgb, var(--own) 50%, var(--pass)); display: block; width: 100%; height: auto; }
 svg.chart text { font-family: inherit; }
-svg.chart rect[data-tip]:hover { fill: currentColor; fill-opacity: .12; }
+svg.chart .tips rect:hover { fill: currentColor; fill-opacity: .12; }
 """
 
 MODE_NAME: dict[Mode, str] = {"isolated": "own error", "accumulated": "end to end"}
@@ -74,14 +74,12 @@ def path(data: str, **attributes: str | float) -> str:
 def hover(x: float, y: float, width: float, height: float, words: str) -> str:
     """An invisible rectangle that can be pointed at."""
     place = f'x="{short_float(x)}" y="{short_float(y)}" width="{short_float(width)}" height="{short_float(height)}"'
-    escaped = html.escape(words)
-    tip = escaped.replace("\n", "&#10;")
-    return f'<rect {place} data-tip="{tip}"><title>{escaped}</title></rect>'
+    return f"<rect {place}><title>{html.escape(words)}</title></rect>"
 
 
 def hovers(rects: str) -> str:
     """The group that `hover` rectangles belong in."""
-    return f'<g fill="none" pointer-events="all">{rects}</g>'
+    return f'<g class="tips" fill="none" pointer-events="all">{rects}</g>'
 
 
 def short_float(value: float) -> str:

@@ -23,7 +23,7 @@ def painted(svg):
 
 
 def tips(svg):
-    return [rect.get("data-tip") for rect in ET.fromstring(svg).iter(f"{SVG}rect")]
+    return [rect.findtext(f"{SVG}title") for rect in ET.fromstring(svg).iter(f"{SVG}rect")]
 
 
 def words(svg):

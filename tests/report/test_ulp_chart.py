@@ -19,7 +19,7 @@ def words(svg):
 
 
 def tips(svg):
-    return [rect.get("data-tip") for rect in ET.fromstring(svg).iter(f"{SVG}rect")]
+    return [rect.findtext(f"{SVG}title") for rect in ET.fromstring(svg).iter(f"{SVG}rect")]
 
 
 def segments(svg):
