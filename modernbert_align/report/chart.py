@@ -1,14 +1,12 @@
-"""The error of every probe, in execution order, as one SVG per dtype.
+"""The error of every probe, in execution order, as one SVG per dtype and loss.
 
-The axes are linear in log10(error) rather than matplotlib's log axes: exact zeros and values that could not
-be measured then get a labelled lane of their own instead of disappearing.
+matplotlib draws what is measured; whatever has words, probe names above all, is written as SVG beside it. The axes are
+linear in log10(error) rather than matplotlib's log axes: exact zeros and values that could not be measured then get a
+labelled lane of their own instead of disappearing.
 """
 
-import html
-import io
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -17,30 +15,47 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
-from modernbert_align.report.svg import MODE_NAME, is_number, layer_of, number, shortened
+from modernbert_align.report.severity import describe
+from modernbert_align.report.svg import (
+    BAD,
+    DRAWN_BAD,
+    DRAWN_END_TO_END,
+    DRAWN_EXPLAINED,
+    DRAWN_INK,
+    DRAWN_OWN,
+    END_TO_END,
+    EXPLAINED,
+    INK,
+    LABEL_STEP,
+    MODE_NAME,
+    OWN,
+    WIDTH,
+    box,
+    chart_name,
+    from_figure,
+    hover,
+    hovers,
+    is_number,
+    layer_of,
+    number,
+    path,
+    shortened,
+    svg,
+    text,
+)
 
-WIDTH_IN, HEIGHT_IN = 14.0, 9.2
-POINTS_PER_INCH = 72
-LEFT, RIGHT, BOTTOM, TOP = 0.062, 0.994, 0.105, 0.92
-MOST_LAYER_LABELS = 32
+Measure = Literal["mean_abs", "rel_l2"]
+
+LEFT, RIGHT = 62.0, 1004.0
+LEGEND, TITLE, GAP, LABELS, AXIS_WORDS = 22.0, 20.0, 12.0, 58.0, 20.0
 LONGEST_LABEL = 14
 
-# Every colour is replaced by a CSS value after drawing: the page decides how it looks on light and dark.
-INK, OWN, END_TO_END, BAD, EXPLAINED = "#010203", "#1d5fd1", "#b8560b", "#d1162f", "#a67c00"
-CSS = {
-    INK: "currentColor",
-    OWN: f"var(--own, {OWN})",
-    END_TO_END: f"var(--end-to-end, {END_TO_END})",
-    BAD: f"var(--bad, {BAD})",
-    EXPLAINED: f"var(--explained, {EXPLAINED})",
-}
-MODE_COLOUR: dict[Mode, str] = {"isolated": OWN, "accumulated": END_TO_END}
+MODE_COLOUR: dict[Mode, str] = {"isolated": DRAWN_OWN, "accumulated": DRAWN_END_TO_END}
 MODE_MARKER: dict[Mode, str] = {"isolated": "o", "accumulated": "s"}
 # A circle still shows on a square of the same value.
 MODE_SIZE: dict[Mode, float] = {"isolated": 3.8, "accumulated": 5.4}
-FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": BAD, "markeredgewidth": 1}
-IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": EXPLAINED, "markeredgewidth": 1}
-
+FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": DRAWN_BAD, "markeredgewidth": 1}
+IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": DRAWN_EXPLAINED, "markeredgewidth": 1}
 
 _AXIS: dict[Phase, str] = {
     "forward": "layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)",
@@ -93,121 +108,170 @@ class _Scale:
         return math.log10(value) if value > 0 else self.low - self.lane
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """Errors of one measure, with the limit they are held against.
+
+    Attributes:
+        limits, nulls, floors: By place on the x axis.
+        limit_name: What `limits` are.
+        top, height: Within the view box.
+    """
+
+    title: str
+    measure: Measure
+    points: dict[Mode, list[_Point]]
+    limit_name: str
+    limits: dict[int, float]
+    nulls: dict[int, float]
+    floors: dict[int, float]
+    top: float
+    height: float
+
+    @property
+    def scale(self) -> _Scale:
+        errors = [getattr(p.row, self.measure) for points in self.points.values() for p in points]
+        return _Scale.around(errors, [*self.limits.values(), *self.nulls.values(), *self.floors.values()])
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+    def pixel(self, y: float) -> float:
+        """Where a value of the scale is within the view box."""
+        scale = self.scale
+        return self.bottom - (y - scale.bottom) / (scale.top - scale.bottom) * self.height
+
+
 def error_chart_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
     """Draw the errors of one dtype and loss: mean_abs, then rel_l2 against what rounding explains, of both modes.
 
-    Equal reports give equal bytes. The SVG is to be inlined: no prolog, no URL but its namespace, colours
-    from the page's `currentColor`, `--own`, `--end-to-end`, `--bad` and `--explained`. The report must have rows
-    of `dtype`.
+    Only the forward phase has a contract on mean_abs, other phases have the two panels of rel_l2. Equal reports give
+    equal bytes. The report must have rows of `dtype` and `loss`.
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
     rows = [
         row
         for row in report.rows
         if (row.dtype, row.loss) == (dtype, loss) and row.probe.rpartition(".")[2] not in MOMENTS
     ]
+    name = chart_name("error", dtype, loss)
     probes = list(dict.fromkeys(row.probe for row in rows))
     place = {probe: x for x, probe in enumerate(probes)}
     points = {mode: [_Point(place[row.probe], row) for row in rows if row.mode == mode] for mode in MODES}
-    settings = {
-        "svg.fonttype": "none",
-        # The ids of marks must differ between the charts of one page.
-        "svg.hashsalt": f"modernbert-align-{dtype}-{loss}",
-        "text.parse_math": False,
-        "font.size": 10,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    }
-    with matplotlib.style.context(["default", settings]):
-        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
-        figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP, hspace=0.19)
-        panels = figure.subplots(3, 1, sharex=True, height_ratios=(1.25, 1, 1))
-        _draw_mean_abs(panels[0], points)
-        for axes, mode in zip(panels[1:], MODES, strict=True):
-            _draw_rel_l2(axes, mode, points[mode])
-        for axes in panels:
-            _draw_layers(axes, probes)
-        _label_layers(panels[-1], probes, _AXIS[report.phase])
-        first = report.first_failing
-        if first is not None and first.dtype == dtype and first.probe in place:
-            _point_at(panels, place[first.probe], first)
-        _draw_legend(figure, rows)
-        file = io.StringIO()
-        figure.savefig(
-            file,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
-    return _inlined(file.getvalue(), _summary(dtype, rows), _hover(probes, rows))
-
-
-def _draw_mean_abs(axes: Any, points: dict[Mode, list[_Point]]) -> None:
-    everything = [p for mode in MODES for p in points[mode]]
-    limits = {p.x: p.row.contract_limit for p in everything if p.row.contract_limit is not None}
-    scale = _Scale.around([p.row.mean_abs for p in everything], limits.values())
-    _set_up(axes, scale, "mean_abs: mean absolute error, both ways of running")
-    _draw_limit(axes, limits, scale, "contract limit")
-    for mode in reversed(MODES):
-        _draw_marks(axes, scale, mode, points[mode], "mean_abs")
-
-
-def _draw_rel_l2(axes: Any, mode: Mode, points: list[_Point]) -> None:
-    limits = {p.x: p.row.direct_limit for p in points if p.row.direct_limit is not None}
-    nulls = {p.x: p.row.null_rel_l2 for p in points if p.row.null_rel_l2}
-    scale = _Scale.around([p.row.rel_l2 for p in points], [*limits.values(), *nulls.values()])
-    title = {
-        "isolated": "rel_l2: relative error, own (each module alone, fed with the reference's inputs)",
-        "accumulated": "rel_l2: relative error, end to end (the whole model runs by itself)",
-    }[mode]
-    _set_up(axes, scale, title)
-    xs = sorted(p.x for p in points)
-    band = [scale.y(nulls[x]) if x in nulls else scale.bottom for x in xs]
-    axes.fill_between(
-        [edge for x in xs for edge in (x - 0.5, x + 0.5)],
-        scale.bottom,
-        [height for height in band for _ in range(2)],
-        color=INK,
-        alpha=0.18,
-        linewidth=0,
+    panels = _panels(points, report.phase)
+    first = report.first_failing
+    at = place.get(first.probe) if first is not None and (first.dtype, first.loss) == (dtype, loss) else None
+    bottom = panels[-1].bottom
+    height = bottom + LABELS + AXIS_WORDS
+    words = [
+        *_legend(rows, panels),
+        *(_frame(panel, len(probes)) for panel in panels),
+        _layer_labels(probes, bottom, _AXIS[report.phase]),
+    ]
+    if first is not None and at is not None:
+        words.append(_pointer(panels, at, len(probes), first))
+    return svg(
+        name,
+        f"Error of every probe, {dtype}" + (f", {loss} loss" if loss else ""),
+        _summary(rows),
+        height,
+        f'<g font-size="10" fill="{INK}">{_stripes(panels, probes)}{"".join(words)}</g>'
+        + _drawn(panels, len(probes), height, name)
+        + _hover(probes, rows, panels[0].top, bottom),
     )
-    _draw_limit(axes, limits, scale, "rounding limit")
-    _draw_marks(axes, scale, mode, points, "rel_l2")
 
 
-def _set_up(axes: Any, scale: _Scale, title: str) -> None:
-    axes.set_ylim(scale.bottom, scale.top)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    step = math.ceil((scale.high - scale.low) / 7)
-    decades = list(range(scale.high, scale.low - 1, -step))
-    ticks = [(scale.low - scale.lane, "0 (exact)"), *((float(d), f"1e{d}") for d in decades)]
-    if scale.unmeasured:
-        ticks.append((scale.high + scale.lane, "no number"))
-        axes.axhspan(scale.high + scale.lane / 2, scale.top, color=BAD, alpha=0.08, linewidth=0)
-    axes.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
-    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    axes.axhline(scale.low - scale.lane / 2, color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.tick_params(length=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def _panels(points: dict[Mode, list[_Point]], phase: Phase) -> list[_Panel]:
+    panels: list[_Panel] = []
+    top = LEGEND
+
+    def add(title: str, measure: Measure, shown: dict[Mode, list[_Point]], height: float) -> None:
+        nonlocal top
+        some = [p for points in shown.values() for p in points]
+        contract = measure == "mean_abs"
+        limits = [(p.x, p.row.contract_limit if contract else p.row.direct_limit) for p in some]
+        panels.append(
+            _Panel(
+                title=title,
+                measure=measure,
+                points=shown,
+                limit_name="contract limit" if contract else "rounding limit",
+                limits={x: limit for x, limit in limits if limit is not None},
+                nulls={} if contract else {p.x: p.row.null_rel_l2 for p in some if p.row.null_rel_l2},
+                floors={} if contract else {p.x: floor for p in some if (floor := _floor(p.row))},
+                top=top + TITLE,
+                height=height,
+            )
+        )
+        top += TITLE + height + GAP
+
+    if phase == "forward":
+        add("mean_abs: mean absolute error, both ways of running", "mean_abs", points, 160)
+    own, whole = ({mode: points[mode]} for mode in MODES)
+    add("rel_l2: own error, each module alone on the reference's inputs", "rel_l2", own, 140)
+    add("rel_l2: end to end, the whole model by itself", "rel_l2", whole, 140)
+    return panels
 
 
-def _draw_limit(axes: Any, limits: dict[int, float], scale: _Scale, name: str) -> None:
-    """One horizontal stroke over each column the limit applies to."""
-    if not limits:
+def _floor(row: Row) -> float | None:
+    """The reference's distance from float64, relative as rel_l2 is."""
+    size = max(row.reference_rms or 0.0, row.scale)
+    return row.reference_error / size if is_number(row.reference_error) and size > 0 else None
+
+
+def _column(x: float, columns: int) -> float:
+    """The middle of a column within the view box."""
+    return LEFT + (x + 0.5) * (RIGHT - LEFT) / columns
+
+
+def _drawn(panels: Sequence[_Panel], columns: int, height: float, name: str) -> str:
+    """Bands, limits and marks."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        for panel in panels:
+            place = (LEFT / WIDTH, 1 - panel.bottom / height, (RIGHT - LEFT) / WIDTH, panel.height / height)
+            axes = figure.add_axes(place, xlim=(-0.5, columns - 0.5), ylim=(panel.scale.bottom, panel.scale.top))
+            axes.set_axis_off()
+            _draw_band(axes, panel)
+            _draw_strokes(axes, panel.scale, panel.floors, linewidth=1, alpha=0.75, linestyle=(0, (1.5, 1.2)))
+            _draw_strokes(axes, panel.scale, panel.limits, linewidth=1.6)
+            for mode in reversed(panel.points):
+                _draw_marks(axes, panel.scale, mode, panel.points[mode], panel.measure)
+        return from_figure(figure, name)
+
+
+def _draw_band(axes: Any, panel: _Panel) -> None:
+    """How far the reference differs from itself: one polygon, of no height where it does not."""
+    if not panel.nulls:
         return
-    xs = sorted(limits)
-    edges = [edge for x in xs for edge in (x - 0.5, x + 0.5, math.nan)]
-    heights = [height for x in xs for height in (scale.y(limits[x]), scale.y(limits[x]), math.nan)]
-    axes.plot(edges, heights, color=INK, linewidth=1.6, solid_capstyle="butt")
-    least, most = _rounded(min(limits.values())), _rounded(max(limits.values()))
-    axes.set_title(f"{name} {least}" if least == most else f"{name} {least} to {most}", loc="right", fontsize=10)
+    scale = panel.scale
+    xs = sorted({p.x for points in panel.points.values() for p in points})
+    edges = [edge for x in xs for edge in (x - 0.5, x + 0.5)]
+    heights = [scale.y(panel.nulls[x]) if x in panel.nulls else scale.bottom for x in xs for _ in range(2)]
+    axes.fill(
+        [edges[0], *edges, edges[-1]], [scale.bottom, *heights, scale.bottom], color=DRAWN_INK, alpha=0.16, linewidth=0
+    )
 
 
-def _draw_marks(
-    axes: Any, scale: _Scale, mode: Mode, points: list[_Point], measure: Literal["mean_abs", "rel_l2"]
-) -> None:
+def _draw_strokes(axes: Any, scale: _Scale, values: Mapping[int, float], **style: Any) -> None:
+    """One horizontal stroke over each column that has a value; strokes that meet are one."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for x in sorted(values):
+        y = scale.y(values[x])
+        if xs and xs[-1] == x - 0.5 and ys[-1] == y:
+            xs[-1] = x + 0.5
+        else:
+            xs += [math.nan, x - 0.5, x + 0.5]
+            ys += [math.nan, y, y]
+    if xs:
+        axes.plot(xs, ys, color=DRAWN_INK, solid_capstyle="butt", **style)
+
+
+def _draw_marks(axes: Any, scale: _Scale, mode: Mode, points: list[_Point], measure: Measure) -> None:
     colour = MODE_COLOUR[mode]
     marks = [(p, scale.y(getattr(p.row, measure))) for p in points]
     if mode == "accumulated":
@@ -238,6 +302,35 @@ def _draw_marks(
             )
 
 
+def _frame(panel: _Panel, columns: int) -> str:
+    """Title, limit, decades and lanes of a panel."""
+    scale = panel.scale
+    step = math.ceil((scale.high - scale.low) / 7)
+    ticks = [(scale.low - scale.lane, "0 (exact)")]
+    ticks += [(float(decade), f"1e{decade}") for decade in range(scale.high, scale.low - 1, -step)]
+    parts = []
+    if scale.unmeasured:
+        ticks.append((scale.high + scale.lane, "no number"))
+        lane = panel.pixel(scale.high + scale.lane / 2) - panel.top
+        parts.append(path(box(LEFT, panel.top, RIGHT - LEFT, lane), fill=BAD, fill_opacity=0.08))
+    lines = "".join(f"M{LEFT:g} {panel.pixel(y):.1f}H{RIGHT:g}" for y, _ in ticks)
+    labels = "".join(text(LEFT - 5, panel.pixel(y) + 3.5, words) for y, words in ticks)
+    exact = f"M{LEFT:g} {panel.pixel(scale.low - scale.lane / 2):.1f}H{RIGHT:g}"
+    axes = f"M{LEFT:g} {panel.top:.1f}V{panel.bottom:.1f}H{RIGHT:g}"
+    parts += [
+        path(lines, stroke=INK, stroke_opacity=0.15, stroke_width=0.6),
+        path(exact, stroke=INK, stroke_opacity=0.5, stroke_width=0.8, stroke_dasharray="1 3"),
+        path(axes, fill="none", stroke=INK, stroke_width=0.8),
+        f'<g text-anchor="end">{labels}</g>',
+        text(LEFT, panel.top - 6, panel.title, font_weight="bold", font_size=11),
+    ]
+    if panel.limits:
+        least, most = _rounded(min(panel.limits.values())), _rounded(max(panel.limits.values()))
+        words = f"{panel.limit_name} {least}" if least == most else f"{panel.limit_name} {least} to {most}"
+        parts.append(text(RIGHT, panel.top - 6, words, text_anchor="end"))
+    return "".join(parts)
+
+
 def _blocks(probes: Sequence[str]) -> list[tuple[int | None, list[int]]]:
     """Runs of columns that belong to one layer; any other probe is a block of its own."""
     keyed = [(x, layer_of(probe)) for x, probe in enumerate(probes)]
@@ -245,66 +338,79 @@ def _blocks(probes: Sequence[str]) -> list[tuple[int | None, list[int]]]:
     return [(key[0], [x for x, _ in run]) for key, run in runs]
 
 
-def _draw_layers(axes: Any, probes: Sequence[str]) -> None:
-    """Shade every other layer, so that a point can be followed down to its number."""
-    axes.set_xlim(-0.5, len(probes) - 0.5)
+def _stripes(panels: Sequence[_Panel], probes: Sequence[str]) -> str:
+    """A line between layers, so that a point can be followed down to its number."""
+    ends = {end for layer, xs in _blocks(probes) if layer is not None for end in (xs[0] - 0.5, xs[-1] + 0.5)}
+    data = "".join(
+        f"M{_column(edge, len(probes)):.1f} {panel.top:.1f}V{panel.bottom:.1f}"
+        for panel in panels
+        for edge in sorted(ends)
+    )
+    return path(data, stroke=INK, stroke_opacity=0.18, stroke_width=0.6)
+
+
+def _layer_labels(probes: Sequence[str], bottom: float, words: str) -> str:
+    numbers, names = [], []
+    last = -math.inf
     for layer, xs in _blocks(probes):
-        if layer is not None and layer % 2 == 0:
-            axes.axvspan(xs[0] - 0.5, xs[-1] + 0.5, color=INK, alpha=0.05, linewidth=0)
-
-
-def _label_layers(axes: Any, probes: Sequence[str], words: str) -> None:
-    blocks = _blocks(probes)
-    every = math.ceil(sum(layer is not None for layer, _ in blocks) / MOST_LAYER_LABELS) or 1
-    shown = [(layer, xs) for layer, xs in blocks if layer is None or layer % every == 0]
-    labels = [
-        shortened(probes[xs[0]].removeprefix("model."), LONGEST_LABEL) if layer is None else str(layer)
-        for layer, xs in shown
-    ]
-    axes.set_xticks([(xs[0] + xs[-1]) / 2 for _, xs in shown], labels)
-    for label, (layer, _) in zip(axes.get_xticklabels(), shown, strict=True):
+        x = _column((xs[0] + xs[-1]) / 2, len(probes))
         if layer is None:
-            label.set(rotation=90, fontsize=8)
-    axes.set_xlabel(words)
-    axes.xaxis.set_label_coords(0.5, -0.2)
-
-
-def _point_at(panels: Sequence[Any], x: int, first: Failing) -> None:
-    colour, words = (EXPLAINED, "first over the contract") if first.status == "explained" else (BAD, "first failing")
-    for axes in panels:
-        axes.axvline(x, color=colour, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
-    right_half = x > panels[0].get_xlim()[1] / 2
-    panels[0].annotate(
-        f"{words}: {shortened(first.probe, 60)}",
-        (x, 1),
-        (-5 if right_half else 5, -4),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right" if right_half else "left",
-        va="top",
-        color=colour,
-        fontweight="bold",
+            label = shortened(probes[xs[0]].removeprefix("model."), LONGEST_LABEL)
+            names.append(text(x + 3, bottom + 5, label, transform=f"rotate(-90 {x + 3:.1f} {bottom + 5:.1f})"))
+        elif x - last >= LABEL_STEP:
+            numbers.append(text(x, bottom + 14, str(layer)))
+            last = x
+    return "".join(
+        (
+            f'<g text-anchor="middle">{"".join(numbers)}{text((LEFT + RIGHT) / 2, bottom + 34, words)}</g>',
+            f'<g text-anchor="end" font-size="8">{"".join(names)}</g>',
+        )
     )
 
 
-def _draw_legend(figure: Any, rows: Sequence[Row]) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+def _pointer(panels: Sequence[_Panel], at: int, columns: int, first: Failing) -> str:
+    colour, words = (EXPLAINED, "first over the contract") if first.status == "explained" else (BAD, "first failing")
+    x = _column(at, columns)
+    right_half = at > columns / 2
+    lines = "".join(f"M{x:.1f} {panel.top:.1f}V{panel.bottom:.1f}" for panel in panels)
+    return path(lines, stroke=colour, stroke_width=1.4, stroke_dasharray="4 3") + text(
+        x + (-5 if right_half else 5),
+        panels[0].top + 12,
+        f"{words}: {shortened(first.probe, 60)}",
+        text_anchor="end" if right_half else "start",
+        fill=colour,
+        font_weight="bold",
+    )
 
-    handles: list[Any] = []
-    for mode in MODES:
-        line: dict[str, Any] = {"linestyle": "-" if mode == "accumulated" else "none", "linewidth": 1}
-        handles.append(Line2D([], [], color=MODE_COLOUR[mode], marker=MODE_MARKER[mode], label=MODE_NAME[mode], **line))
-    if any(not row.contract for row in rows):
-        hollow: dict[str, Any] = {"marker": "s", "markerfacecolor": "none", "linestyle": "none", "color": INK}
-        handles.append(Line2D([], [], label="hollow: contract does not apply", **hollow))
-    handles.append(Line2D([], [], color=INK, linewidth=1.6, label="limit"))
-    handles.append(Patch(color=INK, alpha=0.18, linewidth=0, label="how far the reference differs from itself"))
+
+def _legend(rows: Sequence[Row], panels: Sequence[_Panel]) -> list[str]:
+    parts: list[str] = []
+    x, y = 4.0, 10.0
+
+    def item(words: str, *drawn: str) -> None:
+        nonlocal x
+        parts.extend((*drawn, text(x + 18, y + 3.5, words)))
+        x += 36 + len(words) * 5
+
+    item(MODE_NAME["isolated"], f'<circle cx="{x + 7:g}" cy="{y:g}" r="2.4" fill="{OWN}"/>')
+    square = box(x + 4, y - 3, 6, 6)
+    item(
+        MODE_NAME["accumulated"],
+        path(f"M{x - 2:g} {y:g}h18", stroke=END_TO_END, stroke_opacity=0.6),
+        path(square, fill=END_TO_END),
+    )
+    if any(panel.measure == "mean_abs" for panel in panels) and any(not row.contract for row in rows):
+        item("hollow: not under contract", path(box(x + 4, y - 3, 6, 6), fill="none", stroke=INK))
+    item("limit", path(f"M{x - 1:g} {y:g}h16", stroke=INK, stroke_width=1.6))
+    item("the reference against itself", path(box(x - 1, y - 5, 16, 10), fill_opacity=0.16))
+    if any(panel.floors for panel in panels):
+        dots = path(f"M{x - 1:g} {y:g}h16", stroke=INK, stroke_opacity=0.75, stroke_dasharray="1.5 1.2")
+        item("the reference against float64", dots)
     if any(row.status not in ("pass", "explained") for row in rows):
-        handles.append(Line2D([], [], linestyle="none", label="fails", **FAILS))
+        item("fails", path(f"M{x + 2:g} {y - 4:g}l8 8m0 -8l-8 8", fill="none", stroke=BAD, stroke_width=3))
     if any(row.status == "explained" for row in rows):
-        handles.append(Line2D([], [], linestyle="none", label="over the contract, explained", **IS_EXPLAINED))
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=len(handles), frameon=False)
+        item("over the contract, explained", path(f"M{x + 6:g} {y - 5:g}l5 9h-10z", fill=EXPLAINED))
+    return parts
 
 
 def _rounded(value: float) -> str:
@@ -313,7 +419,7 @@ def _rounded(value: float) -> str:
     return f"{digit}e{int(exponent)}"
 
 
-def _summary(dtype: Dtype, rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[Row]) -> str:
     """The chart in words, for those who do not see it."""
     parts = []
     for mode in MODES:
@@ -323,37 +429,17 @@ def _summary(dtype: Dtype, rows: Sequence[Row]) -> str:
             parts.append(f"largest mean_abs, {MODE_NAME[mode]}: {number(worst.mean_abs)} at {worst.probe}")
     failing = sum(row.status not in ("pass", "explained") for row in rows)
     parts.append(f"{failing} of {len(rows)} rows fail")
-    return f"Error of every probe in {dtype}: " + "; ".join(parts)
+    return "; ".join(parts)
 
 
-def _hover(probes: Sequence[str], rows: Sequence[Row]) -> str:
+def _hover(probes: Sequence[str], rows: Sequence[Row], top: float, bottom: float) -> str:
     """Invisible columns over the chart whose titles name the probe and its numbers."""
     words: dict[str, list[str]] = {probe: [probe] for probe in probes}
     for row in rows:
-        words[row.probe].append(f"{MODE_NAME[row.mode]}: mean_abs {number(row.mean_abs)}, {row.status}")
-    width, height = WIDTH_IN * POINTS_PER_INCH, HEIGHT_IN * POINTS_PER_INCH
-    step = (RIGHT - LEFT) * width / len(probes)
-    return "".join(
-        f'<rect x="{LEFT * width + x * step:.2f}" y="{(1 - TOP) * height:.0f}" width="{step:.2f}" '
-        f'height="{(TOP - BOTTOM) * height:.0f}" fill="none" pointer-events="all">'
-        f"<title>{html.escape(chr(10).join(words[probe]))}</title></rect>"
-        for x, probe in enumerate(probes)
-    )
-
-
-def _inlined(svg: str, summary: str, overlay: str) -> str:
-    """Make a standalone SVG file part of a page."""
-    body = svg[svg.index("<svg") :]
-    body = body[body.index(">") + 1 : body.rindex("</svg>")]
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    # The groups' ids repeat in every chart of a page, and nothing refers to them.
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r">\s+<", "><", body).replace("<g/>", "")
-    body = body.replace("xlink:href", "href").replace("*{stroke-linejoin", "svg{stroke-linejoin")
-    for colour, css in CSS.items():
-        body = body.replace(colour, css)
-    size = f"{WIDTH_IN * POINTS_PER_INCH:.0f} {HEIGHT_IN * POINTS_PER_INCH:.0f}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {size}" '
-        f'aria-label="{html.escape(summary)}">{body}{overlay}</svg>'
+        words[row.probe].append(describe(row))
+    step = (RIGHT - LEFT) / len(probes)
+    return hovers(
+        "".join(
+            hover(LEFT + x * step, top, step, bottom - top, "\n".join(words[probe])) for x, probe in enumerate(probes)
+        )
     )

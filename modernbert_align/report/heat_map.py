@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from modernbert_align.core.rows import MODES, Dtype, Loss, Row
 from modernbert_align.core.training import MOMENTS
-from modernbert_align.core.verdict import explain
 from modernbert_align.report.schema import Report
-from modernbert_align.report.severity import severity
+from modernbert_align.report.severity import describe, severity
 from modernbert_align.report.svg import (
     BAD,
     EXPLAINED,
     HEAT,
     INK,
+    LABEL_STEP,
     MODE_NAME,
     PAPER,
     WIDTH,
@@ -26,19 +26,20 @@ from modernbert_align.report.svg import (
     hover,
     hovers,
     layer_of,
-    number,
     path,
     shortened,
     svg,
     text,
 )
 
-# Upper ends of the shades, in shares of the nearest limit: what rounding leaves lies between 1/16 and the limit.
-SHADES = ((0.0, 0.06), (1 / 16, 0.16), (1 / 8, 0.28), (1 / 4, 0.44), (1 / 2, 0.66), (1.0, 0.95))
-SHADE_NAMES = ("0", "1/16", "1/8", "1/4", "1/2", "1")
-LEFT, CELL, WIDEST_CELL, GAP, LEGEND = 150.0, 17.0, 52.0, 1.0, 26.0
+# Upper ends and opacities of the shades, in shares of the nearest limit. An error as large as the reference's own is
+# two thirds of its limit, so the shades are close there.
+SHADES = ((0.0, 0.05), (0.25, 0.16), (0.5, 0.28), (0.6, 0.4), (0.7, 0.54), (0.85, 0.76), (1.0, 1.0))
+SHADE_NAMES = ("0", "0.25", "0.5", "0.6", "0.7", "0.85", "1")
+BEYOND = ((10.0, 0.5), (1000.0, 0.75), (math.inf, 1.0))
+BEYOND_NAMES = ("fails, up to 10", "1000", "more")
+CELL, WIDEST_CELL, GAP, LEGEND = 17.0, 52.0, 1.0, 26.0
 LONGEST_KIND, LONGEST_COLUMN = 24, 26
-LABEL_STEP = 16.0  # least distance of two layers' numbers
 PER_LETTER = 5.3  # of rotated labels
 
 _Column = int | str  # a layer, or the name of a probe outside the layers
@@ -52,10 +53,11 @@ class _Grid:
     columns: tuple[_Column, ...]
     kinds: tuple[str, ...]
     rows: tuple[Row, ...]
+    left: float
 
     @property
     def cell_width(self) -> float:
-        return min(WIDEST_CELL, (WIDTH - LEFT - 8) / len(self.columns))
+        return min(WIDEST_CELL, (WIDTH - self.left - 8) / len(self.columns))
 
     @property
     def height(self) -> float:
@@ -70,7 +72,7 @@ class _Grid:
         """x, y, width, height of a cell, y from the top of the grid."""
         layer, kind = layer_of(row.probe), _kind(row)
         column = self.columns.index(_column(row))
-        x = LEFT + column * self.cell_width
+        x = self.left + column * self.cell_width
         if layer is None:
             return x, 0.0, self.cell_width, self.height
         height = self.height / len(self.kinds)
@@ -101,7 +103,7 @@ def heat_map_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
             body.append(_cells(grid, here, y, name))
             for row in here:
                 x, top, width, height = grid.place(row)
-                overlay.append(hover(x, y + top, width, height, _words(row)))
+                overlay.append(hover(x, y + top, width, height, f"{row.probe}\n{describe(row)}"))
                 if first is not None and (row.probe, row.mode, row.dtype, row.loss) == (
                     first.probe, first.mode, first.dtype, first.loss,
                 ):  # fmt: skip
@@ -129,6 +131,8 @@ def _grids(rows: Sequence[Row]) -> Iterator[_Grid]:
     blocks: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         blocks[_block(row)].append(row)
+    longest = max((len(_kind(row)) for row in rows if layer_of(row.probe) is not None), default=0)
+    left = 12 + PER_LETTER * min(longest, LONGEST_KIND)
     for title, some in blocks.items():
         kinds: dict[int, dict[str, None]] = defaultdict(dict)
         for row in some:
@@ -142,6 +146,7 @@ def _grids(rows: Sequence[Row]) -> Iterator[_Grid]:
             columns=tuple(dict.fromkeys(_column(row) for row in some)),
             kinds=tuple(dict.fromkeys(kind for layer_kinds in ordered for kind in layer_kinds)),
             rows=tuple(some),
+            left=left,
         )
 
 
@@ -177,9 +182,16 @@ def _shade(row: Row) -> float:
     return next((opacity for most, opacity in SHADES if value <= most), SHADES[-1][1])
 
 
+def _distance(row: Row) -> float:
+    """Opacity of a row beyond its limits."""
+    value = math.inf if "hygiene" in row.failed else severity(row)
+    return next(opacity for most, opacity in BEYOND if value <= most)
+
+
 def _cells(grid: _Grid, rows: Sequence[Row], y: float, name: str) -> str:
     shades: dict[float, str] = defaultdict(str)
-    beyond, crosses, explained, triangles, unseen = "", "", "", "", ""
+    beyond: dict[float, str] = defaultdict(str)
+    crosses, explained, triangles, unseen = "", "", "", ""
     marks = []
     for row in rows:
         x, top, width, height = grid.place(row)
@@ -194,14 +206,14 @@ def _cells(grid: _Grid, rows: Sequence[Row], y: float, name: str) -> str:
             explained += cell
             triangles += _triangle(middle_x, middle_y)
         else:
-            beyond += cell
+            beyond[_distance(row)] += cell
             crosses += _cross(middle_x, middle_y)
     return "".join(
         (
-            *(path(data, fill=HEAT, fill_opacity=opacity) for opacity, data in sorted(shades.items())),
+            *(path(data, fill=HEAT, fill_opacity=o) for o, data in sorted(shades.items())),
             path(explained, fill=EXPLAINED, data_mark="explained"),
             path(triangles, fill=PAPER),
-            path(beyond, fill=BAD, data_mark="beyond"),
+            *(path(data, fill=BAD, fill_opacity=o, data_mark="beyond") for o, data in sorted(beyond.items())),
             path(crosses, fill="none", stroke=PAPER, stroke_width=1.8, stroke_linecap="round"),
             path(unseen, fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6, data_mark="unseen"),
             f'<g text-anchor="middle" font-weight="bold" font-size="11" stroke="{PAPER}" stroke-width="3" '
@@ -225,7 +237,8 @@ def _kind_labels(grid: _Grid, y: float) -> str:
         return ""
     step = grid.height / len(grid.kinds)
     labels = (
-        text(LEFT - 6, y + (n + 0.5) * step + 3.5, shortened(kind, LONGEST_KIND)) for n, kind in enumerate(grid.kinds)
+        text(grid.left - 6, y + (n + 0.5) * step + 3.5, shortened(kind, LONGEST_KIND))
+        for n, kind in enumerate(grid.kinds)
     )
     return f'<g text-anchor="end">{"".join(labels)}</g>'
 
@@ -234,7 +247,7 @@ def _column_labels(grid: _Grid, y: float) -> str:
     every = math.ceil(LABEL_STEP / grid.cell_width)
     numbers, names = [], []
     for n, column in enumerate(grid.columns):
-        x = LEFT + (n + 0.5) * grid.cell_width
+        x = grid.left + (n + 0.5) * grid.cell_width
         if isinstance(column, str):
             turned = f"rotate(-90 {x + 3.5:.1f} {y:.1f})"
             names.append(text(x + 3.5, y, shortened(column, LONGEST_COLUMN), transform=turned))
@@ -252,32 +265,24 @@ def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
         parts.extend((*drawn, text(x + size + 4, y + 10, words)))
         x += size + 14 + len(words) * 5.4
 
-    parts.append(text(x, y + 10, "share of the nearest limit, at most:"))
-    x += 186
+    parts.append(text(x, y + 10, "share of the nearest limit, up to:"))
+    x += 170
     for (_, opacity), words in zip(SHADES, SHADE_NAMES, strict=True):
         item(words, path(box(x, y, size, size), fill=HEAT, fill_opacity=opacity))
-    cross = path(_cross(x + 6, y + 6), fill="none", stroke=PAPER, stroke_width=1.8)
-    item("fails", path(box(x, y, size, size), fill=BAD), cross)
+    if any(row.status not in ("pass", "explained", "missing") for row in rows):
+        for (_, opacity), words in zip(BEYOND, BEYOND_NAMES, strict=True):
+            cross = path(_cross(x + 6, y + 6), fill="none", stroke=PAPER, stroke_width=1.8)
+            item(words, path(box(x, y, size, size), fill=BAD, fill_opacity=opacity), cross)
     if any(row.status == "explained" for row in rows):
         mark = path(_triangle(x + 6, y + 6), fill=PAPER)
-        item("over the contract, explained", path(box(x, y, size, size), fill=EXPLAINED), mark)
-    question = text(x + 3, y + 10, "?", font_weight="bold")
-    hatched = path(box(x, y, size, size), fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6)
-    item("not compared", hatched, question)
+        item("explained", path(box(x, y, size, size), fill=EXPLAINED), mark)
+    if any(_unseen(row) for row in rows):
+        question = text(x + 3, y + 10, "?", font_weight="bold")
+        hatched = path(box(x, y, size, size), fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6)
+        item("not compared", hatched, question)
     if has_first:
-        item("first", path(box(x, y, size, size), fill="none", stroke=INK, stroke_width=2.5))
+        item("first failing", path(box(x, y, size, size), fill="none", stroke=INK, stroke_width=2.5))
     return "".join(parts)
-
-
-def _words(row: Row) -> str:
-    lines = [row.probe, f"{MODE_NAME[row.mode]}: {row.status.replace('_', ' ')}"]
-    if row.status != "pass":
-        lines.append(explain(row))
-    if row.mean_abs is not None:
-        lines.append(f"mean_abs {number(row.mean_abs)}, rel_l2 {number(row.rel_l2)}")
-        share = severity(row)
-        lines.append(f"{share:.2g} of its nearest limit" if math.isfinite(share) else "beyond any limit")
-    return "\n".join(lines)
 
 
 def _summary(rows: Sequence[Row]) -> str:

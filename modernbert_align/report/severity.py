@@ -1,8 +1,9 @@
-"""How close a row is to its limits; what the worst rows are sorted by and the heat map is coloured by."""
+"""How close a row is to its limits: what the worst rows are sorted by, and what charts colour and say."""
 
 import math
 
 from modernbert_align.core.rows import Row
+from modernbert_align.report.svg import MODE_NAME, number
 
 
 def severity(row: Row) -> float:
@@ -15,3 +16,23 @@ def severity(row: Row) -> float:
     if ("noise" in row.failed and row.noise_ratio is None) or ("direct" in row.failed and row.rel_l2 is None):
         return math.inf  # an error where the reference has none
     return max(of_contract, of_direct, of_noise)
+
+
+def describe(row: Row) -> str:
+    """A row's status and its values with their limits, a line each; for what can be pointed at."""
+    lines = [f"{MODE_NAME[row.mode]}: {row.status.replace('_', ' ')}"]
+    share = severity(row)
+    if math.isfinite(share):
+        lines[0] += f", {share:.2g} {'of' if share <= 1 else 'times'} its nearest limit"
+    if "hygiene" in row.failed:
+        return "\n".join((*lines, row.reason))
+    for name, value, limit in (
+        ("mean_abs", row.mean_abs, row.contract_limit),
+        ("rel_l2", row.rel_l2, row.direct_limit),
+    ):
+        lines.append(f"{name} {number(value)}" + (f", limit {limit:.2g}" if limit is not None else ""))
+    if row.noise_ratio is not None:
+        lines.append(f"noise ratio {row.noise_ratio:.2f}, limit {row.noise_limit:g}")
+    elif "noise" in row.failed:
+        lines.append("noise ratio without end: the reference is exact")
+    return "\n".join(lines)

@@ -9,13 +9,16 @@ the title its own way.
 """
 
 import html
+import io
 import math
 import re
-from typing import TypeGuard
+from typing import Any, TypeGuard
+from xml.etree import ElementTree
 
 from modernbert_align.core.rows import Dtype, Loss, Mode
 
 WIDTH = 1008  # of every chart's view box; a page shows it at its own width
+LABEL_STEP = 16.0  # least distance of two layers' numbers
 
 INK = "currentColor"
 PAPER = "var(--paper, #fff)"
@@ -24,6 +27,22 @@ END_TO_END = "var(--end-to-end, #b8560b)"
 BAD = "var(--bad, #c4122a)"
 EXPLAINED = "var(--explained, #8a6100)"
 HEAT = "var(--heat, #196995)"
+
+# What stands for the colours in matplotlib, which knows no variables.
+DRAWN_INK, DRAWN_OWN, DRAWN_END_TO_END, DRAWN_BAD, DRAWN_EXPLAINED = (
+    "#010203",
+    "#010204",
+    "#010205",
+    "#010206",
+    "#010207",
+)
+_DRAWN = {
+    DRAWN_INK: INK,
+    DRAWN_OWN: OWN,
+    DRAWN_END_TO_END: END_TO_END,
+    DRAWN_BAD: BAD,
+    DRAWN_EXPLAINED: EXPLAINED,
+}
 
 SVG_CSS = """\
 svg.chart { --heat: color-mix(in srgb, var(--own) 50%, var(--pass)); display: block; width: 100%; height: auto; }
@@ -45,19 +64,19 @@ def svg(name: str, title: str, description: str, height: float, body: str) -> st
     """
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {short_float(height)}" '
-        f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{html.escape(title)}</title>'
-        f'<desc id="{name}-desc">{html.escape(description)}</desc>{body}</svg>'
+        f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{escaped(title)}</title>'
+        f'<desc id="{name}-desc">{escaped(description)}</desc>{body}</svg>'
     )
 
 
 def chart_name(kind: str, *parts: Dtype | Loss | None) -> str:
     """What the ids of a chart start with."""
-    return "-".join(("chart", kind, *(part for part in parts if part)))
+    return "-".join((kind, *(part for part in parts if part)))
 
 
 def text(x: float, y: float, words: str, **attributes: str | float) -> str:
     """A text whose baseline is at `y`; an underscore in an attribute's name is a hyphen."""
-    return f'<text x="{short_float(x)}" y="{short_float(y)}"{_attributes(attributes)}>{html.escape(words)}</text>'
+    return f'<text x="{short_float(x)}" y="{short_float(y)}"{_attributes(attributes)}>{escaped(words)}</text>'
 
 
 def box(x: float, y: float, width: float, height: float) -> str:
@@ -74,12 +93,75 @@ def path(data: str, **attributes: str | float) -> str:
 def hover(x: float, y: float, width: float, height: float, words: str) -> str:
     """An invisible rectangle that can be pointed at."""
     place = f'x="{short_float(x)}" y="{short_float(y)}" width="{short_float(width)}" height="{short_float(height)}"'
-    return f"<rect {place}><title>{html.escape(words)}</title></rect>"
+    return f"<rect {place}><title>{escaped(words)}</title></rect>"
 
 
 def hovers(rects: str) -> str:
     """The group that `hover` rectangles belong in."""
     return f'<g class="tips" fill="none" pointer-events="all">{rects}</g>'
+
+
+def from_figure(figure: Any, name: str) -> str:
+    """What matplotlib drew, as elements for the body of `svg`.
+
+    Styles become presentation attributes, marks that look the same one group, and coordinates have one decimal.
+    Clipping is dropped: what is drawn must lie within its axes. Words are `text`'s task: matplotlib must draw none.
+
+    Args:
+        figure: A matplotlib figure of 72 dots per inch whose size is that of the view box.
+        name: What ids start with, as in `svg`.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    ids: dict[str, str] = {}
+    # The first group is the whole figure.
+    body = "".join(_converted(part, ids, name) for part in ElementTree.fromstring(file.getvalue()))
+    return f'<g stroke-linejoin="round">{body}</g>'
+
+
+def _converted(element: ElementTree.Element, ids: dict[str, str], name: str) -> str:
+    tag = element.tag.rpartition("}")[2]
+    if tag in ("metadata", "style", "clipPath"):
+        return ""
+    if tag == "path":
+        identity = element.get("id")
+        own = {"id": ids.setdefault(identity, f"{name}-{len(ids)}")} if identity else {}
+        return path(_shortened_path(element.get("d", "")), **own, **_presentation(element))
+    if tag == "use":
+        style = _attributes(_presentation(element))
+        return f"<g{style}>{_use(element, ids)}</g>"
+    children = list(element)
+    looks = {(child.tag, child.get("style")) for child in children}
+    if children and children[0].tag.endswith("}use") and len(looks) == 1:
+        return f"<g{_attributes(_presentation(children[0]))}>{''.join(_use(child, ids) for child in children)}</g>"
+    inside = "".join(_converted(child, ids, name) for child in children)
+    return f"<defs>{inside}</defs>" if tag == "defs" and inside else inside
+
+
+def _use(element: ElementTree.Element, ids: dict[str, str]) -> str:
+    target = ids[element.get("{http://www.w3.org/1999/xlink}href", "")[1:]]
+    x, y = (short_float(float(element.get(side, "0"))) for side in "xy")
+    return f'<use href="#{target}" x="{x}" y="{y}"/>'
+
+
+def _presentation(element: ElementTree.Element) -> dict[str, str | float]:
+    """The properties of a style attribute, with numbers of two decimals and the page's colours."""
+    pairs = (part.split(":", 1) for part in element.get("style", "").split(";") if part.strip())
+    return {key.strip(): _DRAWN.get(value.strip(), _rounded_numbers(value.strip(), 2)) for key, value in pairs}
+
+
+def _shortened_path(data: str) -> str:
+    joined = " ".join(_rounded_numbers(data, 1).split())
+    return re.sub(r" ?([A-Za-z]) ?", r"\1", joined)
+
+
+def _rounded_numbers(words: str, digits: int) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda found: f"{round(float(found[0]), digits) + 0.0:g}", words)
+
+
+def escaped(words: str) -> str:
+    """Text that is well-formed XML whatever a report has as a name."""
+    return html.escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in words), quote=False)
 
 
 def short_float(value: float) -> str:

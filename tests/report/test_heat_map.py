@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from modernbert_align.core.verdict import Failing
-from modernbert_align.report.heat_map import heat_map_svg
+from modernbert_align.report.heat_map import SHADES, heat_map_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 NONE = dict.fromkeys(("mean_abs", "max_abs", "rel_l2", "null_rel_l2"))
@@ -19,7 +19,7 @@ def cells(svg, mark):
 def painted(svg):
     """How many cells have a shade of what is within the limits, the legend aside."""
     paths = [p for p in ET.fromstring(svg).iter(f"{SVG}path") if "--heat" in p.get("fill", "")]
-    return sum(p.get("d").count("M") for p in paths) - 6
+    return sum(p.get("d").count("M") for p in paths) - len(SHADES)
 
 
 def tips(svg):
@@ -37,8 +37,7 @@ def test_every_row_is_a_cell_that_can_be_pointed_at(make_report):
     assert len(tips(svg)) == len(rows) == 40
     assert painted(svg) == 40
     assert sorted(tip.splitlines()[0] for tip in tips(svg)) == sorted(row.probe for row in rows)
-    titles = [rect.find(f"{SVG}title").text for rect in ET.fromstring(svg).iter(f"{SVG}rect")]
-    assert titles == tips(svg)
+    assert "head\nown error: pass, 0.83 of its nearest limit\nmean_abs " in "".join(tips(svg))
 
 
 def test_rows_beyond_a_limit_have_a_colour_and_a_cross_of_their_own(make_report, broken_attention):
@@ -59,6 +58,7 @@ def test_what_was_not_compared_is_hatched_and_never_painted_as_good(make_report,
     assert cells(svg, "unseen") == 1
     assert painted(svg) == 39
     assert words(svg).count("?") == 2, "in the cell and in the legend"
+    assert "not compared" in words(svg)
 
 
 def test_a_row_that_claims_to_pass_without_numbers_is_not_painted_as_good(make_report):
@@ -80,7 +80,7 @@ def test_an_explained_row_has_a_mark_of_its_own(make_report):
     svg = heat_map_svg(make_report(changes={("final_norm", "bf16", "accumulated"): {"mean_abs": 1.5e-3}}), "bf16")
     assert cells(svg, "explained") == 1
     assert cells(svg, "beyond") == 0
-    assert "over the contract, explained" in words(svg)
+    assert "explained" in words(svg)
 
 
 def test_layers_run_across_and_kinds_down(make_report):
@@ -148,4 +148,4 @@ def test_hostile_names_are_text(make_report):
 
 
 def test_a_large_model_stays_small(make_report):
-    assert len(heat_map_svg(make_report(layers=22), "bf16")) < 90_000
+    assert len(heat_map_svg(make_report(layers=22), "bf16")) < 70_000

@@ -51,7 +51,7 @@ def test_kinds_are_summed_up_over_layers(make_report):
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ((10**9, 0, 0, 0, 0, 0, 0, 1, 0), "99.99 % equal, furthest 65 or more"),
+        ((10**9, 0, 0, 0, 0, 0, 0, 1, 0), "99.99 % equal, furthest 65+"),
         ((5, 0, 0, 0, 0, 0, 0, 0, 0), "100 % equal, none further"),
         ((0, 0, 0, 0, 0, 0, 0, 0, 7), "0 % equal, all near zero"),
     ],
