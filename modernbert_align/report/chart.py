@@ -15,7 +15,7 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
-from modernbert_align.report.severity import describe
+from modernbert_align.report.severity import describe, not_compared
 from modernbert_align.report.svg import (
     BAD,
     DRAWN_BAD,
@@ -29,6 +29,7 @@ from modernbert_align.report.svg import (
     LABEL_STEP,
     MODE_NAME,
     OWN,
+    PAPER,
     WIDTH,
     box,
     chart_name,
@@ -47,15 +48,16 @@ from modernbert_align.report.svg import (
 Measure = Literal["mean_abs", "rel_l2"]
 
 LEFT, RIGHT = 62.0, 1004.0
-LEGEND, TITLE, GAP, LABELS, AXIS_WORDS = 22.0, 20.0, 12.0, 58.0, 20.0
-LONGEST_LABEL = 14
+LEGEND, TITLE, GAP = 22.0, 20.0, 12.0
+LONGEST_LABEL, NAME_STEP, NAME_LETTER = 14, 7.5, 4.9  # of names under the x axis: letters, distance, width of a letter
 
 MODE_COLOUR: dict[Mode, str] = {"isolated": DRAWN_OWN, "accumulated": DRAWN_END_TO_END}
 MODE_MARKER: dict[Mode, str] = {"isolated": "o", "accumulated": "s"}
 # A circle still shows on a square of the same value.
 MODE_SIZE: dict[Mode, float] = {"isolated": 3.8, "accumulated": 5.4}
-FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": DRAWN_BAD, "markeredgewidth": 1}
-IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": DRAWN_EXPLAINED, "markeredgewidth": 1}
+FAILS: dict[str, Any] = {"marker": "X", "markersize": 10, "color": DRAWN_BAD}
+UNSEEN: dict[str, Any] = {"marker": "D", "markersize": 8, "color": DRAWN_BAD, "markerfacecolor": "none"}
+IS_EXPLAINED: dict[str, Any] = {"marker": "^", "markersize": 9, "color": DRAWN_EXPLAINED}
 
 _AXIS: dict[Phase, str] = {
     "forward": "layer, in execution order (within a layer: attention norm, attention, MLP norm, MLP, layer output)",
@@ -162,21 +164,16 @@ def error_chart_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> s
     first = report.first_failing
     at = place.get(first.probe) if first is not None and (first.dtype, first.loss) == (dtype, loss) else None
     bottom = panels[-1].bottom
-    height = bottom + LABELS + AXIS_WORDS
-    words = [
-        *_legend(rows, panels),
-        *(_frame(panel, len(probes)) for panel in panels),
-        _layer_labels(probes, bottom, _AXIS[report.phase]),
-    ]
-    if first is not None and at is not None:
-        words.append(_pointer(panels, at, len(probes), first))
+    labels, label_height = _layer_labels(probes, bottom, _AXIS[report.phase])
+    height = bottom + label_height
+    below = "".join((_stripes(panels, probes), *_legend(rows, panels), *map(_frame, panels), labels))
+    above = _pointer(panels, at, len(probes), first) if first is not None and at is not None else ""
     return svg(
         name,
         f"Error of every probe, {dtype}" + (f", {loss} loss" if loss else ""),
         _summary(rows),
         height,
-        f'<g font-size="10" fill="{INK}">{_stripes(panels, probes)}{"".join(words)}</g>'
-        + _drawn(panels, len(probes), height, name)
+        f'<g font-size="10" fill="{INK}">{below}{_drawn(panels, len(probes), height, name)}{above}</g>'
         + _hover(probes, rows, panels[0].top, bottom),
     )
 
@@ -206,10 +203,10 @@ def _panels(points: dict[Mode, list[_Point]], phase: Phase) -> list[_Panel]:
         top += TITLE + height + GAP
 
     if phase == "forward":
-        add("mean_abs: mean absolute error, both ways of running", "mean_abs", points, 160)
+        add("mean_abs: mean absolute error, own and end to end", "mean_abs", points, 160)
     own, whole = ({mode: points[mode]} for mode in MODES)
-    add("rel_l2: own error, each module alone on the reference's inputs", "rel_l2", own, 140)
-    add("rel_l2: end to end, the whole model by itself", "rel_l2", whole, 140)
+    add("rel_l2: own error, each module alone", "rel_l2", own, 140)
+    add("rel_l2: end to end, the whole model", "rel_l2", whole, 140)
     return panels
 
 
@@ -271,24 +268,32 @@ def _draw_strokes(axes: Any, scale: _Scale, values: Mapping[int, float], **style
         axes.plot(xs, ys, color=DRAWN_INK, solid_capstyle="butt", **style)
 
 
+def _fails(row: Row) -> bool:
+    return row.status not in ("pass", "explained", "missing")
+
+
 def _draw_marks(axes: Any, scale: _Scale, mode: Mode, points: list[_Point], measure: Measure) -> None:
     colour = MODE_COLOUR[mode]
     marks = [(p, scale.y(getattr(p.row, measure))) for p in points]
-    if mode == "accumulated":
+    if mode == "accumulated" and points and points[0].row.phase != "step":
         # Sub-layers do not feed each other in a line; what runs through the model is the sum after every
-        # layer. A row without a number breaks the line.
+        # layer. Weights have dots in their names. A row without a number breaks the line.
         stream = [
             (p.x, y if is_number(getattr(p.row, measure)) else math.nan)
             for p, y in marks
-            if layer_of(p.row.probe) is None or p.row.probe.count(".") == 1
+            if p.row.probe.count(".") == (0 if layer_of(p.row.probe) is None else 1)
         ]
         if stream:
             axes.plot(*zip(*stream, strict=True), color=colour, linewidth=1, alpha=0.6)
-    wrong = [(p.x, y) for p, y in marks if p.row.status not in ("pass", "explained")]
-    over = [(p.x, y) for p, y in marks if p.row.status == "explained"]
-    for some, style in ((wrong, FAILS), (over, IS_EXPLAINED)):
+    edge = {"markeredgecolor": colour, "markeredgewidth": 1}
+    for of_interest, style in (
+        (_fails, FAILS | edge),
+        (lambda row: row.status == "explained", IS_EXPLAINED | edge),
+        (not_compared, UNSEEN),
+    ):
+        some = [(p.x, y) for p, y in marks if of_interest(p.row)]
         if some:
-            axes.plot(*zip(*some, strict=True), linestyle="none", zorder=7, markeredgecolor=colour, **style)
+            axes.plot(*zip(*some, strict=True), linestyle="none", zorder=7, **style)
     for filled in (True, False):
         some = [(p.x, y) for p, y in marks if (p.row.contract or measure != "mean_abs") == filled]
         if some:
@@ -302,7 +307,7 @@ def _draw_marks(axes: Any, scale: _Scale, mode: Mode, points: list[_Point], meas
             )
 
 
-def _frame(panel: _Panel, columns: int) -> str:
+def _frame(panel: _Panel) -> str:
     """Title, limit, decades and lanes of a panel."""
     scale = panel.scale
     step = math.ceil((scale.high - scale.low) / 7)
@@ -349,22 +354,25 @@ def _stripes(panels: Sequence[_Panel], probes: Sequence[str]) -> str:
     return path(data, stroke=INK, stroke_opacity=0.18, stroke_width=0.6)
 
 
-def _layer_labels(probes: Sequence[str], bottom: float, words: str) -> str:
+def _layer_labels(probes: Sequence[str], bottom: float, words: str) -> tuple[str, float]:
+    """Numbers of layers and names of other probes where they fit, then what they are; and the height of it all."""
     numbers, names = [], []
-    last = -math.inf
+    last_number, last_name, longest = -math.inf, -math.inf, 3
     for layer, xs in _blocks(probes):
         x = _column((xs[0] + xs[-1]) / 2, len(probes))
-        if layer is None:
+        if layer is not None and x - last_number >= LABEL_STEP:
+            numbers.append(text(x, bottom + 14, str(layer)))
+            last_number = x
+        elif layer is None and x - last_name >= NAME_STEP:
             label = shortened(probes[xs[0]].removeprefix("model."), LONGEST_LABEL)
             names.append(text(x + 3, bottom + 5, label, transform=f"rotate(-90 {x + 3:.1f} {bottom + 5:.1f})"))
-        elif x - last >= LABEL_STEP:
-            numbers.append(text(x, bottom + 14, str(layer)))
-            last = x
-    return "".join(
-        (
-            f'<g text-anchor="middle">{"".join(numbers)}{text((LEFT + RIGHT) / 2, bottom + 34, words)}</g>',
-            f'<g text-anchor="end" font-size="8">{"".join(names)}</g>',
-        )
+            last_name, longest = x, max(longest, len(label))
+    height = 5 + longest * NAME_LETTER + 12
+    middle = text((LEFT + RIGHT) / 2, bottom + height, words)
+    return (
+        f'<g text-anchor="middle">{"".join(numbers)}{middle}</g>'
+        f'<g text-anchor="end" font-size="8">{"".join(names)}</g>',
+        height + 8,
     )
 
 
@@ -374,11 +382,14 @@ def _pointer(panels: Sequence[_Panel], at: int, columns: int, first: Failing) ->
     right_half = at > columns / 2
     lines = "".join(f"M{x:.1f} {panel.top:.1f}V{panel.bottom:.1f}" for panel in panels)
     return path(lines, stroke=colour, stroke_width=1.4, stroke_dasharray="4 3") + text(
-        x + (-5 if right_half else 5),
+        x + (-8 if right_half else 8),
         panels[0].top + 12,
         f"{words}: {shortened(first.probe, 60)}",
         text_anchor="end" if right_half else "start",
         fill=colour,
+        stroke=PAPER,
+        stroke_width=3,
+        paint_order="stroke",
         font_weight="bold",
     )
 
@@ -406,8 +417,10 @@ def _legend(rows: Sequence[Row], panels: Sequence[_Panel]) -> list[str]:
     if any(panel.floors for panel in panels):
         dots = path(f"M{x - 1:g} {y:g}h16", stroke=INK, stroke_opacity=0.75, stroke_dasharray="1.5 1.2")
         item("the reference against float64", dots)
-    if any(row.status not in ("pass", "explained") for row in rows):
+    if any(_fails(row) for row in rows):
         item("fails", path(f"M{x + 2:g} {y - 4:g}l8 8m0 -8l-8 8", fill="none", stroke=BAD, stroke_width=3))
+    if any(not_compared(row) for row in rows):
+        item("not compared", path(f"M{x + 6:g} {y - 5:g}l5 5l-5 5l-5 -5z", fill="none", stroke=BAD))
     if any(row.status == "explained" for row in rows):
         item("over the contract, explained", path(f"M{x + 6:g} {y - 5:g}l5 9h-10z", fill=EXPLAINED))
     return parts
@@ -427,8 +440,8 @@ def _summary(rows: Sequence[Row]) -> str:
         if measured:
             worst = max(measured, key=lambda row: row.mean_abs or 0.0)
             parts.append(f"largest mean_abs, {MODE_NAME[mode]}: {number(worst.mean_abs)} at {worst.probe}")
-    failing = sum(row.status not in ("pass", "explained") for row in rows)
-    parts.append(f"{failing} of {len(rows)} rows fail")
+    failing, unseen = (sum(map(which, rows)) for which in (_fails, not_compared))
+    parts.append(f"{failing} of {len(rows)} rows fail, {unseen} not compared")
     return "; ".join(parts)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from modernbert_align.core.rows import MODES, Dtype, Loss, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.report.schema import Report
-from modernbert_align.report.severity import describe, severity
+from modernbert_align.report.severity import describe, not_compared, severity
 from modernbert_align.report.svg import (
     BAD,
     EXPLAINED,
@@ -36,11 +36,12 @@ from modernbert_align.report.svg import (
 # two thirds of its limit, so the shades are close there.
 SHADES = ((0.0, 0.05), (0.25, 0.16), (0.5, 0.28), (0.6, 0.4), (0.7, 0.54), (0.85, 0.76), (1.0, 1.0))
 SHADE_NAMES = ("0", "0.25", "0.5", "0.6", "0.7", "0.85", "1")
+EDGE: dict[str, str | float] = {"stroke": HEAT, "stroke_opacity": 0.45, "stroke_width": 0.5}  # zero is pale
 BEYOND = ((10.0, 0.5), (1000.0, 0.75), (math.inf, 1.0))
-BEYOND_NAMES = ("fails, up to 10", "1000", "more")
+BEYOND_NAMES = ("fails: up to 10 times", "1000 times", "more")
 CELL, WIDEST_CELL, GAP, LEGEND = 17.0, 52.0, 1.0, 26.0
 LONGEST_KIND, LONGEST_COLUMN = 24, 26
-PER_LETTER = 5.3  # of rotated labels
+PER_LETTER = 6.0  # of labels
 
 _Column = int | str  # a layer, or the name of a probe outside the layers
 
@@ -160,20 +161,20 @@ def _block(row: Row) -> str:
 
 
 def _kind(row: Row) -> str:
-    """What stands below the layer in a probe's name: `attn`, `mlp.Wi.weight`; `layer` for the layer itself."""
-    below = row.probe.removeprefix("model.").split(".", 2)[2:]
-    kind = below[0] if below else "layer"
-    return kind.removesuffix(f".{_block(row)}")
+    """What stands below the layer in a probe's name: `attn`, `mlp.Wi`; `layer` for the layer itself."""
+    below = _bare(row).split(".", 2)[2:]
+    return below[0] if below else "layer"
 
 
 def _column(row: Row) -> _Column:
     layer = layer_of(row.probe)
-    return row.probe.removeprefix("model.").removesuffix(f".{_block(row)}") if layer is None else layer
+    return _bare(row) if layer is None else layer
 
 
-def _unseen(row: Row) -> bool:
-    """Whether there is nothing that could be painted as good."""
-    return row.status == "missing" or (row.status == "pass" and not math.isfinite(severity(row)))
+def _bare(row: Row) -> str:
+    """A probe's name without what its grid has in common."""
+    name = row.probe.removeprefix("model.")
+    return name if row.phase == "forward" else name.removesuffix(f".{_block(row)}").removesuffix(".weight")
 
 
 def _shade(row: Row) -> float:
@@ -197,7 +198,7 @@ def _cells(grid: _Grid, rows: Sequence[Row], y: float, name: str) -> str:
         x, top, width, height = grid.place(row)
         cell = box(x + GAP / 2, y + top + GAP / 2, width - GAP, height - GAP)
         middle_x, middle_y = x + width / 2, y + top + height / 2
-        if _unseen(row):
+        if not_compared(row):
             unseen += cell
             marks.append(text(middle_x, middle_y + 4, "?"))
         elif row.status == "pass":
@@ -210,7 +211,7 @@ def _cells(grid: _Grid, rows: Sequence[Row], y: float, name: str) -> str:
             crosses += _cross(middle_x, middle_y)
     return "".join(
         (
-            *(path(data, fill=HEAT, fill_opacity=o) for o, data in sorted(shades.items())),
+            *(path(data, fill=HEAT, fill_opacity=o, **EDGE) for o, data in sorted(shades.items())),
             path(explained, fill=EXPLAINED, data_mark="explained"),
             path(triangles, fill=PAPER),
             *(path(data, fill=BAD, fill_opacity=o, data_mark="beyond") for o, data in sorted(beyond.items())),
@@ -268,7 +269,7 @@ def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
     parts.append(text(x, y + 10, "share of the nearest limit, up to:"))
     x += 170
     for (_, opacity), words in zip(SHADES, SHADE_NAMES, strict=True):
-        item(words, path(box(x, y, size, size), fill=HEAT, fill_opacity=opacity))
+        item(words, path(box(x, y, size, size), fill=HEAT, fill_opacity=opacity, **EDGE))
     if any(row.status not in ("pass", "explained", "missing") for row in rows):
         for (_, opacity), words in zip(BEYOND, BEYOND_NAMES, strict=True):
             cross = path(_cross(x + 6, y + 6), fill="none", stroke=PAPER, stroke_width=1.8)
@@ -276,7 +277,7 @@ def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
     if any(row.status == "explained" for row in rows):
         mark = path(_triangle(x + 6, y + 6), fill=PAPER)
         item("explained", path(box(x, y, size, size), fill=EXPLAINED), mark)
-    if any(_unseen(row) for row in rows):
+    if any(not_compared(row) for row in rows):
         question = text(x + 3, y + 10, "?", font_weight="bold")
         hatched = path(box(x, y, size, size), fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6)
         item("not compared", hatched, question)
@@ -289,7 +290,7 @@ def _summary(rows: Sequence[Row]) -> str:
     parts = []
     for mode in MODES:
         some = [row for row in rows if row.mode == mode]
-        seen = [row for row in some if not _unseen(row)]
+        seen = [row for row in some if not not_compared(row)]
         unseen, failing = len(some) - len(seen), sum(row.status not in ("pass", "explained") for row in seen)
         if some:
             parts.append(f"{MODE_NAME[mode]}: {failing} of {len(some)} fail, {unseen} not compared")

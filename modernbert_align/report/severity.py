@@ -18,6 +18,11 @@ def severity(row: Row) -> float:
     return max(of_contract, of_direct, of_noise)
 
 
+def not_compared(row: Row) -> bool:
+    """Whether a row must not look good for want of anything that looked bad."""
+    return row.status == "missing" or (row.status == "pass" and not math.isfinite(severity(row)))
+
+
 def describe(row: Row) -> str:
     """A row's status and its values with their limits, a line each; for what can be pointed at."""
     lines = [f"{MODE_NAME[row.mode]}: {row.status.replace('_', ' ')}"]

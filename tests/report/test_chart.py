@@ -126,6 +126,16 @@ def test_failing_rows_have_a_shape_of_their_own_and_the_first_is_named(make_repo
     assert "first failing: layers.1.attn" not in words(error_chart_svg(report, "bf16")), "another dtype's"
 
 
+def test_a_row_that_was_not_compared_is_neither_good_nor_failing(make_report):
+    svg = error_chart_svg(make_report(changes={("layers.1.mlp", "fp32", "isolated"): None}), "fp32")
+    assert "not compared" in words(svg)
+    assert "fails" not in words(svg)
+    hollow = mark_heights(svg, **{"fill-opacity": "0", "stroke": "var(--bad"})
+    assert len(hollow) == 2, "in two panels"
+    assert abs(hollow[0] - label_heights(svg)["no number"]) < 6
+    assert "not compared" not in words(error_chart_svg(make_report(), "fp32"))
+
+
 def test_an_explained_row_is_marked_but_not_as_failing(make_report):
     changes = {("final_norm", "bf16", "accumulated"): {"mean_abs": 1.5e-3}}
     svg = error_chart_svg(make_report(changes=changes), "bf16")
