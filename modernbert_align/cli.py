@@ -12,7 +12,6 @@ import typer
 
 from modernbert_align import __version__
 from modernbert_align.commands import console
-from modernbert_align.commands.console import one_line
 from modernbert_align.commands.options import (
     COMPARED,
     HEADS,
@@ -24,6 +23,7 @@ from modernbert_align.commands.options import (
     SOURCE,
     WRITTEN,
     AsJson,
+    Format,
     Quiet,
     ReportDir,
     Verbose,
@@ -33,6 +33,7 @@ from modernbert_align.commands.options import (
     complete_table,
     one_of,
 )
+from modernbert_align.core.text import one_line
 from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
 
 # Looking for pydantic plugins reads the metadata of every installed package, and none is meant for this program.
@@ -287,6 +288,7 @@ def diff(
         ),
     ] = None,
     report_dir: ReportDir = Path("reports"),
+    format: Format = "json,html",
     phase: Annotated[
         str,
         typer.Option(
@@ -338,6 +340,7 @@ def diff(
             candidate=candidate,
             head=head,
             report_dir=report_dir,
+            formats=format,
             policy=policy,
             engine=engine,
             phase=phase,
@@ -514,15 +517,17 @@ def report(
     path: Annotated[
         Path | None, typer.Argument(help="A JSON report written by diff.", metavar="REPORT.json", show_default=False)
     ] = None,
-    report_dir: Annotated[
-        Path | None, typer.Option(help="Where the HTML page goes. Default: beside the report.")
-    ] = None,
+    report_dir: Annotated[Path | None, typer.Option(help="Where the files go. Default: beside the report.")] = None,
+    format: Format = "html",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reports instead.")] = False,
 ) -> None:
-    """Make the HTML page from a JSON report again."""
+    """Make the HTML page, or another format, from a JSON report.
+
+    Example: modernbert-align report reports/diff-base-masked_lm-fp32.json --format junit,markdown
+    """
     from modernbert_align.commands import report as command
 
-    raise typer.Exit(command.run(path=path, report_dir=report_dir, schema=schema))
+    raise typer.Exit(command.run(path=path, report_dir=report_dir, formats=format, schema=schema))
 
 
 @app.command()

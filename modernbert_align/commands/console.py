@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modernbert_align.core.text import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-_LONGEST = 1000
 
 
 @dataclass
@@ -65,18 +65,20 @@ def stderr() -> "Console":
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 
-def one_line(text: str) -> str:
-    """Text that may come from a hostile file, safe to print: escapes for control characters, its middle left out."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST * 3 // 4]} [...] {text[-_LONGEST // 4 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def line(text: str) -> None:
     """One line of a result."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has the letters of every name
     sys.stdout.write(one_line(text) + "\n")
+
+
+def verbatim(text: str, *, on_stderr: bool = False) -> None:
+    """Whole lines that were made safe by whoever made them, such as the commands that a CI reads from its log."""
+    if not on_stderr and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has the letters of every name
+    stream = sys.stderr if on_stderr else sys.stdout
+    stream.write(text)
+    stream.flush()
 
 
 def notify(message: str) -> None:

@@ -31,8 +31,7 @@ from modernbert_align.core.tolerance import Override, Tolerance, load_tolerances
 from modernbert_align.core.training import DEFAULT_STEPS, FEWEST_STEPS, MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
 from modernbert_align.errors import MissingPackageError, UsageError
-from modernbert_align.report.html_report import write_html
-from modernbert_align.report.json_report import write_json
+from modernbert_align.report.formats import parse_formats, publish, write_formats
 from modernbert_align.report.schema import (
     ConversionInfo,
     Engine,
@@ -55,6 +54,7 @@ def run(
     candidate: Path | None,
     head: str | None,
     report_dir: Path,
+    formats: str,
     policy: str | None,
     engine: str | None,
     phase: str,
@@ -77,6 +77,7 @@ def run(
         raise UsageError(f"--steps is {steps}", hint=f"give {FEWEST_STEPS} to {MOST_STEPS}")
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    names = parse_formats(formats)
     how = Run()
     if phase == "backward":
         how = Run(phase="backward")
@@ -100,16 +101,16 @@ def run(
     stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
     if phase != "forward":
         stem += f"-{phase}"
-    json_path, html_path = report_dir / f"{stem}.json", report_dir / f"{stem}.html"
-    write_json(report, json_path)
-    write_html(report, html_path)
+    written = write_formats(report, names, report_dir, stem)
     if as_json:
         console.print_json(report.model_dump(mode="json"))
     elif console.is_quiet():
         console.stdout().print(verdict_line(report), soft_wrap=True)
     else:
         print_report(report, console.stdout(), timings=console.is_verbose())
-        console.stdout().print(f"reports: {json_path}, {html_path}", soft_wrap=True, markup=False)
+        if written:
+            console.line(f"reports: {', '.join(map(str, written))}")
+    publish(report, names, lambda text: console.verbatim(text, on_stderr=as_json))
     return report.exit_code
 
 

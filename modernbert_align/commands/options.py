@@ -47,6 +47,14 @@ def complete_table(incomplete: str) -> list[str]:
     return sorted(path.stem for path in (configs_dir() / "tables").glob(f"{incomplete}*.toml"))
 
 
+def complete_formats(incomplete: str) -> list[str]:
+    """Shell completion of formats of a report, the last of several."""
+    from modernbert_align.report.formats import FORMATS
+
+    *before, last = incomplete.split(",")
+    return [",".join((*before, name)) for name in FORMATS if name.startswith(last) and name not in before]
+
+
 complete_dtype: Callable[[str], Sequence[str]] = one_of("fp32", "bf16")
 
 Quiet = Annotated[
@@ -67,3 +75,13 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.", rich_help_panel=OUTPUT)
 ]
 ReportDir = Annotated[Path, typer.Option(help="Where the reports go.", rich_help_panel=OUTPUT)]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="What the report is written as: json, html, junit, markdown, or github (annotations and the job "
+        "summary); several with commas.",
+        metavar="NAME,...",
+        rich_help_panel=OUTPUT,
+        autocompletion=complete_formats,
+    ),
+]

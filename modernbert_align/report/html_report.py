@@ -97,7 +97,7 @@ def render_html(report: Report) -> str:
         .render(
             report=report,
             symbol=SYMBOLS[report.verdict],
-            sentence=_sentence(report),
+            sentence=verdict_sentence(report),
             exit_meaning=EXIT_MEANING.get(report.exit_code, "not an exit code of a comparison"),
             counts=_counts(report.rows),
             groups=groups,
@@ -171,7 +171,7 @@ def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
     return next(found, "")
 
 
-def _sentence(report: Report) -> str:
+def verdict_sentence(report: Report) -> str:
     """What the verdict means, for someone who sees such a page for the first time."""
     coverage = report.coverage
     wrong = sum(row.status not in ("pass", "explained", "missing") for row in report.rows)

@@ -1,4 +1,4 @@
-"""Writes and reads the JSON report."""
+"""The JSON report as text, and read back."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modernbert_align.core.files import write_atomically
 from modernbert_align.errors import ReportError
 from modernbert_align.report.schema import SCHEMA_VERSION, Report
 
@@ -14,15 +13,6 @@ from modernbert_align.report.schema import SCHEMA_VERSION, Report
 def to_json(report: Report) -> str:
     """The report as text: two-space indent, keys in schema order, a final newline."""
     return json.dumps(report.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-
-
-def write_json(report: Report, path: Path) -> None:
-    """Write the report; the file appears whole or not at all.
-
-    Raises:
-        AlignError: The folder cannot be written.
-    """
-    write_atomically(path, to_json(report))
 
 
 def read_report(path: Path) -> Report:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from modernbert_align.core.cause import Cause
 from modernbert_align.core.rows import Row
+from modernbert_align.core.text import one_line
 from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import explain, place
@@ -48,6 +49,11 @@ def worst_by_kind(report: Report) -> list[Row]:
     return [max(rows, key=severity) for rows in groups.values()]
 
 
+def worst_first(report: Report) -> list[Row]:
+    """The rows that are not a pass, the one furthest beyond its limits first."""
+    return sorted((row for row in report.rows if row.status != "pass"), key=severity, reverse=True)
+
+
 def override_line(override: AppliedOverride) -> str:
     """An own limit of the project in one line."""
     return (
@@ -62,8 +68,10 @@ def verdict_line(report: Report) -> "Text":
 
     return Text.assemble(
         (report.verdict, STYLES[report.verdict]),
-        f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
-        f"policy {report.policy}, exit {report.exit_code}",
+        one_line(
+            f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
+            f"policy {report.policy}, exit {report.exit_code}"
+        ),
     )
 
 
@@ -90,7 +98,7 @@ def print_report(report: Report, console: "Console", *, timings: bool = False) -
             row.dtype,
             *([] if forward else [row.loss or ""]),
             "own" if row.mode == "isolated" else "end-to-end",
-            Text(row.probe if forward else row.probe.removeprefix("model.")),
+            Text(one_line(row.probe if forward else row.probe.removeprefix("model."))),
             *(errors if forward else [_number(row.rel_l2)]),
             "-" if row.null_ratio is None else f"{row.null_ratio:.2f}",
             Text(
@@ -106,22 +114,22 @@ def print_report(report: Report, console: "Console", *, timings: bool = False) -
         f"compared {coverage.compared} of {coverage.expected} rows, "
         f"{coverage.weights_compared} of {coverage.weights_expected} weights"
     )
-    bad = sorted((r for r in report.rows if r.status not in ("pass",)), key=severity, reverse=True)
+    bad = worst_first(report)
     for row in bad[:WORST]:
-        console.print(Text(f"{row.status}: {place(row)}: {explain(row)}"), soft_wrap=True)
+        console.print(Text(one_line(f"{row.status}: {place(row)}: {explain(row)}")), soft_wrap=True)
     if len(bad) > WORST:
         console.print(f"and {len(bad) - WORST} more rows, see the report")
     if report.first_failing is not None:
         first = report.first_failing
-        console.print(Text(f"first failing: {first.place}: {first.detail}", style="bold"), soft_wrap=True)
+        console.print(Text(one_line(f"first failing: {first.place}: {first.detail}"), style="bold"), soft_wrap=True)
     if report.cause is not None and report.cause.level != "structural":
         console.print(
-            Text(f"{CAUSE[report.cause.level]}: {cause_sentence(report.cause)}", style="bold"), soft_wrap=True
+            Text(one_line(f"{CAUSE[report.cause.level]}: {cause_sentence(report.cause)}"), style="bold"), soft_wrap=True
         )
     for hint in report.hints:
-        console.print(Text(f"hint: {hint}"), soft_wrap=True)
+        console.print(Text(one_line(f"hint: {hint}")), soft_wrap=True)
     for override in report.overrides:
-        console.print(Text(override_line(override), style="yellow"), soft_wrap=True)
+        console.print(Text(one_line(override_line(override)), style="yellow"), soft_wrap=True)
     if timings:
         for step, seconds in report.timings_s.items():
             console.print(f"{seconds:8.1f} s  {step}")
