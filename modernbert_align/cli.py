@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from modernbert_align import __version__
 from modernbert_align.commands import console
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 table_app = typer.Typer(no_args_is_help=True, help="The name-mapping table that conversion and comparison share.")
 config_app = typer.Typer(no_args_is_help=True, help="Defaults from the project file and the environment.")
+baseline_app = typer.Typer(no_args_is_help=True, help="Reports that later ones must not be worse than.")
 
 
 def _version(value: bool) -> None:
@@ -477,10 +479,38 @@ def selftest(
     )
 
 
-@app.command()
+class _TakesManyBaselines(typer.core.TyperCommand):
+    """A command whose `--baseline` takes every argument up to the next option: what a shell makes of a pattern."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        spread: list[str] = []
+        more = False  # whether --baseline has its first value
+        for before, argument in zip(["", *args], args[:end], strict=False):
+            if argument.startswith("-"):
+                more = False
+            elif more:
+                spread.append("--baseline")
+            else:
+                more = before == "--baseline"
+            spread.append(argument)
+        return super().parse_args(ctx, spread + args[end:])
+
+
+@app.command(cls=_TakesManyBaselines)
 def gate(
     ctx: typer.Context,
-    reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff.")],
+    reports: Annotated[
+        list[Path] | None, typer.Argument(help="JSON reports written by diff.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the reports must not be worse than: files, folders or patterns, up to the next option.",
+            metavar="PATH...",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -504,12 +534,97 @@ def gate(
     """Judge saved reports again with the installed tolerances; the exit code is for CI to merge on.
 
     Example: modernbert-align gate reports/*.json --require model=base,dtype=fp32,dtype=bf16
+
+    Against baselines: modernbert-align gate reports/diff-*.json --baseline reports/baseline/*.json
     """
     from modernbert_align.commands import gate as command
 
     raise typer.Exit(
-        command.run(reports=reports, require=require or [], policy=policy, as_json=as_json, overrides=ctx.obj.overrides)
+        command.run(
+            reports=reports or [],
+            baselines=baseline or [],
+            require=require or [],
+            policy=policy,
+            as_json=as_json,
+            overrides=ctx.obj.overrides,
+        )
     )
+
+
+@app.command()
+def compare(
+    ctx: typer.Context,
+    old: Annotated[
+        Path | None, typer.Argument(help="The older report.", metavar="OLD.json", show_default=False)
+    ] = None,
+    new: Annotated[
+        Path | None,
+        typer.Argument(help="The newer, of the same comparison.", metavar="NEW.json", show_default=False),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of comparisons instead.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what changed between two reports; exit code 1 if something got worse, 5 if something is gone.
+
+    Example: modernbert-align compare reports/baseline/diff-tiny-masked_lm-bf16.json diff-tiny-masked_lm-bf16.json
+    """
+    from modernbert_align.commands import compare as command
+
+    raise typer.Exit(command.run(old=old, new=new, as_json=as_json, schema=schema, overrides=ctx.obj.overrides))
+
+
+BaselineDir = Annotated[Path, typer.Option(help="Where the baselines are.", rich_help_panel=OUTPUT)]
+
+
+@baseline_app.command("update")
+def baseline_update(
+    ctx: typer.Context,
+    reports: Annotated[list[Path], typer.Argument(help="JSON reports written by diff that pass gate.")],
+    baseline_dir: BaselineDir = Path("reports/baseline"),
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="As in diff. Default: by kind of model.",
+            metavar="contract|noise-aware",
+            rich_help_panel=JUDGED,
+            autocompletion=one_of("contract", "noise-aware"),
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make reports the baselines of what they compare, all or none; shows what changes.
+
+    Example: modernbert-align baseline update reports/diff-base-masked_lm-bf16.json
+    """
+    from modernbert_align.commands import baseline as command
+
+    raise typer.Exit(
+        command.update(
+            reports=reports,
+            baseline_dir=baseline_dir,
+            policy=policy,
+            as_json=as_json,
+            overrides=ctx.obj.overrides,
+        )
+    )
+
+
+@baseline_app.command("show")
+def baseline_show(
+    ctx: typer.Context,
+    baseline_dir: BaselineDir = Path("reports/baseline"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the baselines: of what, with which verdict, made when and with what."""
+    from modernbert_align.commands import baseline as command
+
+    raise typer.Exit(command.show(baseline_dir=baseline_dir, as_json=as_json, overrides=ctx.obj.overrides))
 
 
 @app.command()
@@ -646,6 +761,7 @@ def config_show(
 
 # In the order of the help.
 app.add_typer(table_app, name="table")
+app.add_typer(baseline_app, name="baseline")
 app.add_typer(config_app, name="config")
 
 

@@ -4,9 +4,10 @@ Nothing in a report is believed but its measurements: the verdict is made anew w
 are those the installed probe list gives for the recorded architecture, and the inputs must be those their seed gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modernbert_align.commands import console
 from modernbert_align.core.fixtures import InputSpec, contract_fixture, load_fixture, make_inputs
@@ -32,6 +33,9 @@ from modernbert_align.errors import (
     ReportError,
     UsageError,
 )
+from modernbert_align.report.baselines import Key, key_of, read_baselines, words
+from modernbert_align.report.comparison import Comparison, compare_reports, judged_as
+from modernbert_align.report.comparison_terminal import headline, movement, print_comparison
 from modernbert_align.report.json_report import read_report
 from modernbert_align.report.schema import Report
 from modernbert_align.report.terminal import override_line
@@ -80,27 +84,52 @@ def parse_requirement(text: str) -> Requirement:
     )
 
 
+def check_policy(policy: str | None) -> Policy | None:
+    """`policy` if it is one.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if policy is not None and policy not in POLICIES:
+        raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    return policy
+
+
 def run(
     *,
     reports: list[Path],
+    baselines: list[str],
     require: list[str],
     policy: str | None,
     as_json: bool,
     overrides: Sequence[Override] = (),
 ) -> int:
-    """Judge reports; returns the exit code."""
-    if policy is not None and policy not in POLICIES:
-        raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
+    """Judge reports; returns the exit code.
+
+    Args:
+        baselines: Files, folders and patterns; none to compare with no baseline.
+    """
+    used_policy = check_policy(policy)
+    if not reports:
+        hint = (
+            "every path after --baseline is a baseline: give the reports before it, or after `--`" if baselines else ""
+        )
+        raise UsageError("there is no report to judge", hint=hint or "modernbert-align gate REPORT.json...")
     requirements = [parse_requirement(text) for text in require]
+    old = read_baselines(baselines)
     outcomes = [
-        (path, report, rejudge(report, path, policy, overrides)) for path in reports for report in [read_report(path)]
+        (path, report, rejudge(report, path, used_policy, overrides))
+        for path in reports
+        for report in [read_report(path)]
     ]
+    trends = _trends(old, outcomes, overrides)
     unmet = [
         requirement.text
         for requirement in requirements
         if not all(any(_meets(report, requirement, dtype) for _, report, _ in outcomes) for dtype in requirement.dtypes)
     ]
     codes = {judgement.exit_code for _, _, judgement in outcomes} | ({EXIT_NOT_COMPARED} if unmet else set())
+    codes |= {trend.exit_code for trend in trends}
     code = next((c for c in (EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
     if as_json:
         console.print_json(
@@ -122,6 +151,8 @@ def run(
                     }
                     for path, report, judgement in outcomes
                 ],
+                "baselines": [trend.document() for trend in trends if trend.baseline is not None],
+                "without_baseline": [str(trend.path) for trend in trends if baselines and trend.baseline is None],
             }
         )
         return code
@@ -143,10 +174,87 @@ def run(
         if judgement.first_failing is not None:
             first = judgement.first_failing
             out.print(f"  first failing: {first.place}: {first.detail}", soft_wrap=True, markup=False)
+    for trend in trends if baselines else ():
+        trend.show()
     for text in unmet:
         out.print(f"NOT_COMPARED required {text}: no report covers it", soft_wrap=True, markup=False)
     out.print(f"gate: exit {code}")
     return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trend:
+    """A judged report beside its baseline; one of the two may be absent."""
+
+    key: Key
+    path: Path | None
+    baseline: Path | None
+    comparison: Comparison | None
+
+    @property
+    def exit_code(self) -> int:
+        """A baseline that nothing was compared with is a comparison that is no longer made."""
+        if self.comparison is not None:
+            return self.comparison.exit_code
+        return EXIT_ALIGNED if self.baseline is None else EXIT_NOT_COMPARED
+
+    def document(self) -> dict[str, Any]:
+        """The outcome for machines."""
+        return {
+            "path": str(self.baseline),
+            **dict(zip(("model", "head", "dtype", "phase", "steps"), self.key, strict=True)),
+            "report": str(self.path) if self.path is not None else None,
+            "exit_code": self.exit_code,
+            "comparison": self.comparison.model_dump(mode="json") if self.comparison is not None else None,
+        }
+
+    def show(self) -> None:
+        """The outcome for people."""
+        if self.baseline is None:
+            console.line(f"no baseline  {words(self.key)}  {self.path}")
+        elif self.comparison is None:
+            console.line(f"NOT_COMPARED {words(self.key)}: no report for the baseline {self.baseline}")
+        elif self.comparison.exit_code == EXIT_ALIGNED:
+            console.line(f"{'baseline':<12} {words(self.key)}: {headline(self.comparison)}  {self.baseline}")
+            console.line(f"  {movement(self.comparison)}")
+        else:
+            console.line(f"{'baseline':<12} {words(self.key)}  {self.baseline}")
+            print_comparison(self.comparison, console.stdout())
+
+
+def _trends(
+    baselines: Mapping[Key, tuple[Path, Report]],
+    outcomes: Sequence[tuple[Path, Report, Judgement]],
+    overrides: Sequence[Override],
+) -> list[_Trend]:
+    trends = []
+    for path, report, judgement in outcomes:
+        key = key_of(report)
+        known, comparison = baselines.get(key), None
+        if known is not None:
+            old = judged_as(known[1], rejudge(known[1], known[0], None, overrides))
+            comparison = compare_reports(old, judged_as(report, judgement))
+        baseline = known[0] if known is not None else None
+        trends.append(_Trend(key=key, path=path, baseline=baseline, comparison=comparison))
+    seen = {trend.key for trend in trends}
+    return trends + [
+        _Trend(key=key, path=None, baseline=path, comparison=None)
+        for key, (path, _) in baselines.items()
+        if key not in seen
+    ]
+
+
+def read_judged(path: Path, overrides: Sequence[Override] = ()) -> Report:
+    """Read a report and judge it by the installed rules.
+
+    Raises:
+        ReportError: It cannot be read, or contradicts itself or what is installed.
+    """
+    report = read_report(path)
+    judgement = rejudge(report, path, None, overrides)
+    if judgement.verdict != report.verdict:
+        console.notify(f"{path} says {report.verdict}; the installed tolerances say {judgement.verdict}")
+    return judged_as(report, judgement)
 
 
 def rejudge(report: Report, path: Path, policy: Policy | None, overrides: Sequence[Override] = ()) -> Judgement:

@@ -1,7 +1,9 @@
 """What a path leads to, and text files that appear whole or not at all."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -41,3 +43,46 @@ def write_atomically(path: Path, text: str) -> None:
         raise UsageError(f"cannot write `{path}`: {error.strerror}", hint="check free space and permissions") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write several text files of one folder: all of them, or none.
+
+    Everything that can fail for want of space or permission is done beside the files; then each is renamed into its
+    place. If a renaming fails or is interrupted, those before it are taken back. A process killed between two renames
+    leaves files that are each whole, some new and some old.
+
+    Args:
+        texts: File name -> text.
+
+    Raises:
+        UsageError: The folder cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as staging:
+            new, old = Path(staging, "new"), Path(staging, "old")
+            new.mkdir()
+            old.mkdir()
+            for name, text in texts.items():
+                with (new / name).open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, old / name)
+            try:
+                for name in texts:
+                    (new / name).replace(folder / name)
+            except BaseException:  # an interrupt too
+                for name in texts:
+                    if (old / name).exists():
+                        (old / name).replace(folder / name)
+                    else:
+                        (folder / name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to `{folder}`: {error.strerror}",
+            hint="choose another folder, or check space and permissions",
+        ) from None
