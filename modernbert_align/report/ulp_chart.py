@@ -29,7 +29,7 @@ from modernbert_align.report.terminal import kind
 OPACITY = (0.12, 0.34, 0.46, 0.58, 0.68, 0.78, 0.89, 1.0)
 NEAR_ZERO_OPACITY = 0.35
 BIN_WORDS = ("equal", "1 step", "2", "3-4", "5-8", "9-16", "17-64", "65+", "too near zero to count steps")
-LABELS, NUMBERS, GUTTER = 68.0, 150.0, 24.0
+LABELS, NUMBERS, GUTTER = 66.0, 172.0, 20.0
 PANEL = (WIDTH - GUTTER) / 2
 BAR_WIDTH = PANEL - LABELS - NUMBERS
 ROW, BAR, LEGEND = 16.0, 11.0, 26.0
