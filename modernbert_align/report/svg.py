@@ -121,8 +121,6 @@ def from_figure(figure: Any, name: str) -> str:
 
 def _converted(element: ElementTree.Element, ids: dict[str, str], name: str) -> str:
     tag = element.tag.rpartition("}")[2]
-    if tag in ("metadata", "style", "clipPath"):
-        return ""
     if tag == "path":
         identity = element.get("id")
         own = {"id": ids.setdefault(identity, f"{name}-{len(ids)}")} if identity else {}

@@ -207,6 +207,17 @@ def test_only_the_forward_phase_has_a_panel_of_the_contract(make_report):
     assert [text for text in words(error_chart_svg(report, "fp32")) if text.startswith("mean_abs")]
 
 
+def test_a_line_runs_through_the_model_but_not_through_weights(make_report):
+    def lines(report, loss):
+        found = ET.fromstring(error_chart_svg(report, "fp32", loss)).iter(f"{SVG}path")
+        return [p.get("d").count("L") for p in found if p.get("stroke-opacity") == "0.6" and "L" in p.get("d")]
+
+    forward = make_report()
+    assert lines(forward, None) == [7, 7], "embeddings, three layers, final_norm, head, logits, output"
+    rows = tuple(row.model_copy(update={"phase": "step", "loss": "head"}) for row in forward.rows)
+    assert lines(forward.model_copy(update={"phase": "step", "rows": rows}), "head") == []
+
+
 def test_a_large_model_stays_small(make_report):
     assert len(error_chart_svg(make_report(layers=22), "bf16")) < 100_000
 

@@ -45,6 +45,8 @@ def test_rows_beyond_a_limit_have_a_colour_and_a_cross_of_their_own(make_report,
     failing = sum(row.dtype == "fp32" and row.status == "fail" for row in report.rows)
     svg = heat_map_svg(report, "fp32")
     assert cells(svg, "beyond") == failing > 5
+    crosses = [p.get("d") for p in ET.fromstring(svg).iter(f"{SVG}path") if p.get("stroke-linecap") == "round"]
+    assert "".join(crosses).count("M") == failing
     assert painted(svg) == 40 - failing
     assert cells(heat_map_svg(make_report(), "fp32"), "beyond") == 0
     (first,) = [p for p in ET.fromstring(svg).iter(f"{SVG}path") if p.get("data-mark") == "first"]
