@@ -1,7 +1,6 @@
 """`diff`: run both models, judge, report."""
 
 import hashlib
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
 from modernbert_align.core.table import Entry, Table, load_table
+from modernbert_align.core.text import command_line, name_text
 from modernbert_align.core.tolerance import Override, Tolerance, load_tolerances
 from modernbert_align.core.training import DEFAULT_STEPS, FEWEST_STEPS, MOST_STEPS, Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import POLICIES, RUNS, Expectation, Judgement, default_policy, judge
@@ -215,7 +215,7 @@ def _compare(
         ),
         environment=Environment(**described, **alignment.environment()),  # type: ignore[arg-type]
         timings_s=result.timings_s,
-        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+        command=command_line(),
     ).sealed()
 
 
@@ -272,13 +272,13 @@ def _model_info(
     table: Table,
 ) -> ModelInfo:
     return ModelInfo(
-        name=source.name,
+        name=name_text(source.name),
         kind=source.kind,
         fixture=source.fixture.name if source.fixture else None,
         revision=source.revision,
         head=head,
         architecture=table.architecture(head),
-        candidate="converted" if candidate is None else str(candidate),
+        candidate="converted" if candidate is None else name_text(str(candidate)),
         reference_sha256=weights_digest(source.folder),
         candidate_sha256=weights_digest(folder),
         table=table.id,

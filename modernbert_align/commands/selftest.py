@@ -1,7 +1,6 @@
 """`selftest`: proof that the comparison can fail, and that it does not fail without a reason."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from modernbert_align.core.fixtures import fixture_names
 from modernbert_align.core.outcomes import Alarm, Outcome
 from modernbert_align.core.rows import PHASES, Dtype, Mode, Phase
 from modernbert_align.core.table import Table, load_table
+from modernbert_align.core.text import command_line
 from modernbert_align.core.verdict import RUNS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, MissingPackageError, UsageError
 from modernbert_align.report.schema import Environment
@@ -84,7 +84,7 @@ def run(
         runs=len(unbroken),
         survivors=survivors,
         environment=Environment(**runtime.describe(), **environment()),  # type: ignore[arg-type]
-        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+        command=command_line(),
     ).sealed()
     json_path, html_path = write_selftest(report, report_dir)
     if as_json:

@@ -1,6 +1,5 @@
 """`trace`: record one side of a comparison into a file, for a `diff` on any machine."""
 
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import Probe, load_probes
 from modernbert_align.core.rows import Dtype
 from modernbert_align.core.table import Side, Table, load_table
+from modernbert_align.core.text import command_line
 from modernbert_align.core.trace import (
     BACKENDS,
     Backend,
@@ -187,6 +187,6 @@ def _document(
         execution=recorded.execution,
         machine=recorded.machine,
         timings_s=recorded.timings_s,
-        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+        command=command_line(),
         tensors=tensors,
     ).sealed()

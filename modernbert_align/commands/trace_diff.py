@@ -1,6 +1,5 @@
 """`diff` of two traces: reads both files and judges them; no framework is imported."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from modernbert_align.core.fixtures import contract_fixture
 from modernbert_align.core.hints import hints
 from modernbert_align.core.rows import Dtype
 from modernbert_align.core.table import Table
+from modernbert_align.core.text import command_line
 from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.trace_compare import TracePair, compare_traces, pair_traces, weight_checks
 from modernbert_align.core.trace_file import TraceFile, open_trace
@@ -135,7 +135,7 @@ def compare(
             paddle_device=ours.machine.paddle_device,
         ),
         timings_s={"trace": round(time.perf_counter() - start, 3)},
-        command=" ".join(["modernbert-align", *sys.argv[1:]]),
+        command=command_line(),
     ).sealed()
 
 

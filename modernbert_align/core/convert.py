@@ -9,9 +9,7 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +45,7 @@ from modernbert_align.core.plan import Plan, Problem, draft_plan
 from modernbert_align.core.proof import prove_dye, prove_roundtrip
 from modernbert_align.core.stream import PIECE_BYTES
 from modernbert_align.core.table import Side, Sizes, Table
+from modernbert_align.core.text import command_line, name_text
 from modernbert_align.core.writer import Progress, TensorRecord, read_back, write_outputs
 from modernbert_align.errors import CheckpointError, UsageError
 
@@ -363,8 +362,8 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
         table=plan.table.id,
         table_sha256=plan.table.digest,
         source=Source(
-            model=_text(request.model),
-            location=_text(str(request.folder.absolute())),
+            model=name_text(request.model),
+            location=name_text(str(request.folder.absolute())),
             revision=request.revision,
             files=source_files,
         ),
@@ -378,13 +377,8 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
             "numpy": np.__version__,
             "ml_dtypes": ml_dtypes.__version__,
         },
-        command=_text(shlex.join(["modernbert-align", *sys.argv[1:]])),
+        command=command_line(),
     )
-
-
-def _text(name: str) -> str:
-    """A name of the file system as text: bytes that are not UTF-8 as escapes, which JSON could not hold."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _journal_key(request: Request, conversion: Conversion) -> dict[str, Any]:

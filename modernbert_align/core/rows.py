@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Mode = Literal["isolated", "accumulated"]
 Phase = Literal["forward", "backward", "step"]
@@ -93,6 +93,15 @@ class Row(Record):
     noise_limit: float | None = None
     failed: tuple[Literal["hygiene", "contract", "noise", "direct"], ...] = ()
     overridden: tuple[Literal["contract", "noise", "direct"], ...] = ()
+
+    @model_validator(mode="after")
+    def _a_failed_criterion_has_its_limit(self) -> "Row":
+        limits = {"contract": self.contract_limit, "noise": self.noise_limit, "direct": self.direct_limit}
+        limits["contract"] = None if self.mean_abs is None else limits["contract"]
+        unlimited = [name for name in self.failed if name in limits and limits[name] is None]
+        if unlimited:
+            raise ValueError(f"it fails the {unlimited[0]} criterion without the numbers that say so")
+        return self
 
 
 class WeightDifference(BaseModel):

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modernbert_align.core.json_input import parse_json
 from modernbert_align.errors import ReportError
 from modernbert_align.report.schema import SCHEMA_VERSION, Report
 
@@ -22,7 +23,7 @@ def read_report(path: Path) -> Report:
         ReportError: No such file, not JSON, another schema, or edited after it was written.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise ReportError(f"cannot read the report `{path}`: {error.strerror}", hint="run `diff` to make one") from None
     except (ValueError, UnicodeDecodeError) as error:

@@ -1,7 +1,10 @@
 """`--format` of `diff` and `report`: which files there are, what is said, what is refused."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +168,34 @@ def test_the_project_file_and_the_environment_name_formats_too(cli, written, tmp
     monkeypatch.setenv("MODERNBERT_ALIGN_REPORT_FORMAT", "json")
     assert cli("report", written / f"{STEM}.json")[0] == 0
     assert files(tmp_path / "r") == [f"{STEM}.json", f"{STEM}.md", f"{STEM}.xml"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"mean_abs": float("nan")}, "it holds NaN, which is not JSON"),
+        ({"status": "fail", "failed": ("contract",), "mean_abs": None}, "fails the contract criterion without"),
+        ({"status": "fail", "failed": ("noise",), "noise_limit": None}, "fails the noise criterion without"),
+        ({"status": "fail", "failed": ("direct",), "direct_limit": None}, "fails the direct criterion without"),
+    ],
+)
+def test_a_report_that_nobody_could_have_written_is_one_error(cli, written, tmp_path, row, complaint):
+    report = read_report(written / f"{STEM}.json")
+    rows = (report.rows[0].model_copy(update=row), *report.rows[1:])
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(report.model_copy(update={"rows": rows}).sealed().model_dump(mode="json")))
+    code, out, err = cli("report", path, "--format", ",".join(FORMATS))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert complaint in err.splitlines()[0]
+    assert files(tmp_path) == ["r.json"]
+
+
+def test_names_that_are_not_utf8_are_in_no_format_a_problem(tmp_path):
+    program = [sys.executable, "-m", "modernbert_align"]
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    arguments = ["diff", "--model", "tiny", "--format", ",".join(FORMATS), "--report-dir", folder]
+    done = subprocess.run([*program, *arguments], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(files(os.fsdecode(folder))) == 4
+    assert b"\\xff" in Path(os.fsdecode(folder), f"{STEM}.md").read_bytes()
