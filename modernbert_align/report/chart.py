@@ -8,6 +8,7 @@ labelled lane of their own instead of disappearing.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ class _Panel:
     top: float
     height: float
 
-    @property
+    @cached_property
     def scale(self) -> _Scale:
         errors = [getattr(p.row, self.measure) for points in self.points.values() for p in points]
         return _Scale.around(errors, [*self.limits.values(), *self.nulls.values(), *self.floors.values()])
