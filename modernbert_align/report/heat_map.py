@@ -35,7 +35,7 @@ from modernbert_align.report.svg import (
 # Upper ends and opacities of the shades, in shares of the nearest limit. An error as large as the reference's own is
 # two thirds of its limit, so the shades are close there.
 SHADES = ((0.0, 0.05), (0.25, 0.16), (0.5, 0.28), (0.6, 0.4), (0.7, 0.54), (0.85, 0.76), (1.0, 1.0))
-SHADE_NAMES = ("0", "0.25", "0.5", "0.6", "0.7", "0.85", "1")
+SHADE_NAMES = ("exact", "up to 0.25", "0.5", "0.6", "0.7", "0.85", "1")
 EDGE: dict[str, str | float] = {"stroke": HEAT, "stroke_opacity": 0.45, "stroke_width": 0.5}  # zero is pale
 BEYOND = ((10.0, 0.5), (1000.0, 0.75), (math.inf, 1.0))
 BEYOND_NAMES = ("fails: up to 10 times", "1000 times", "more")
@@ -266,8 +266,8 @@ def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
         parts.extend((*drawn, text(x + size + 4, y + 10, words)))
         x += size + 14 + len(words) * 5.4
 
-    parts.append(text(x, y + 10, "share of the nearest limit, up to:"))
-    x += 170
+    parts.append(text(x, y + 10, "share of the nearest limit:"))
+    x += 140
     for (_, opacity), words in zip(SHADES, SHADE_NAMES, strict=True):
         item(words, path(box(x, y, size, size), fill=HEAT, fill_opacity=opacity, **EDGE))
     if any(row.status not in ("pass", "explained", "missing") for row in rows):

@@ -7,9 +7,14 @@ from modernbert_align.report.svg import MODE_NAME, number
 
 
 def severity(row: Row) -> float:
-    """How close a row is to its nearest limit: 1 is at it, more is beyond; infinite for what was not measured."""
+    """How close a row is to its nearest limit: 1 is at it, more is beyond; infinite for what was not measured.
+
+    A row without any difference is 0, although its noise ratio is 1: it cannot get closer to the reference.
+    """
     if row.mean_abs is None or not math.isfinite(row.mean_abs):
         return math.inf
+    if row.mean_abs == 0 and not row.failed:
+        return 0.0
     of_contract = row.mean_abs / row.contract_limit if row.contract_limit else 0.0
     of_direct = row.rel_l2 / row.direct_limit if row.rel_l2 is not None and row.direct_limit else 0.0
     of_noise = row.noise_ratio / row.noise_limit if row.noise_ratio is not None and row.noise_limit else 0.0
@@ -27,7 +32,9 @@ def describe(row: Row) -> str:
     """A row's status and its values with their limits, a line each; for what can be pointed at."""
     lines = [f"{MODE_NAME[row.mode]}: {row.status.replace('_', ' ')}"]
     share = severity(row)
-    if math.isfinite(share):
+    if share == 0:
+        lines[0] += ", exact"
+    elif math.isfinite(share):
         lines[0] += f", {share:.2g} {'of' if share <= 1 else 'times'} its nearest limit"
     if "hygiene" in row.failed:
         return "\n".join((*lines, row.reason))

@@ -25,6 +25,13 @@ def test_the_nearest_limit_decides(row):
     assert severity(row.model_copy(update={"contract_limit": None, "mean_abs": 2e-3})) == pytest.approx(0.8)
 
 
+def test_a_row_without_any_difference_is_nowhere_near_a_limit(row):
+    exact = row.model_copy(update={"mean_abs": 0.0, "rel_l2": 0.0, "noise_ratio": 1.0})
+    assert severity(exact) == 0
+    assert describe(exact).startswith("end to end: pass, exact\nmean_abs 0 (exact), ")
+    assert severity(exact.model_copy(update={"failed": ("noise",), "noise_ratio": 3.0})) == pytest.approx(2)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
