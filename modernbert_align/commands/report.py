@@ -17,7 +17,7 @@ def run(*, path: Path | None, report_dir: Path | None, formats: str, schema: boo
         raise UsageError("no report given", hint="give a JSON report written by `diff`, or --schema")
     names = parse_formats(formats)
     report = read_report(path)
-    for target in write_formats(report, names, report_dir or path.parent, path.stem):
+    for target in write_formats(report, names, report_dir or path.parent, path.stem, beside=path.parent):
         console.line(f"{target} ({report.verdict})")
     publish(report, names, console.verbatim)
     return 0

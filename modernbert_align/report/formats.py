@@ -9,11 +9,12 @@ from pathlib import Path
 from modernbert_align.core.files import write_atomically
 from modernbert_align.errors import UsageError
 from modernbert_align.report.github import SUMMARY, add_to_summary, render_github
-from modernbert_align.report.html_report import render_html
+from modernbert_align.report.html_report import render_html, write_html
 from modernbert_align.report.json_report import to_json
 from modernbert_align.report.junit import render_junit
 from modernbert_align.report.markdown import render_markdown
 from modernbert_align.report.schema import Report
+from modernbert_align.report.selftest_report import find_selftest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,13 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return names
 
 
-def write_formats(report: Report, names: Sequence[str], folder: Path, stem: str) -> tuple[Path, ...]:
+def write_formats(
+    report: Report, names: Sequence[str], folder: Path, stem: str, *, beside: Path | None = None
+) -> tuple[Path, ...]:
     """Write the formats that are files; each appears whole or not at all.
+
+    Args:
+        beside: The folder with selftests, one of which the page shows if it speaks for the report; `folder` if None.
 
     Returns:
         Their paths.
@@ -69,7 +75,11 @@ def write_formats(report: Report, names: Sequence[str], folder: Path, stem: str)
         suffix = FORMATS[name].suffix
         if suffix is not None:
             paths.append(folder / f"{stem}{suffix}")
-            write_atomically(paths[-1], FORMATS[name].render(report))
+            if name == "html":
+                found = find_selftest(report, beside or folder)
+                write_html(report, paths[-1], found.report, found.notes)
+            else:
+                write_atomically(paths[-1], FORMATS[name].render(report))
     return tuple(paths)
 
 

@@ -1,9 +1,9 @@
-"""The report as one HTML page: a view of the JSON, nothing judged anew, no script, no network."""
+"""The report as one HTML page: a view of the JSON, nothing judged anew, no network, readable without a script."""
 
 import itertools
-import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,18 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.chart import error_chart_svg
+from modernbert_align.report.glossary import GROUPS
+from modernbert_align.report.heat_map import heat_map_svg
+from modernbert_align.report.page import plural, render_page
 from modernbert_align.report.schema import Report
+from modernbert_align.report.selftest_report import SelftestReport, kill_matrix
+from modernbert_align.report.severity import severity
 from modernbert_align.report.svg import MODE_NAME
 from modernbert_align.report.terminal import CAUSE, cause_sentence, kind, worst_by_kind
+from modernbert_align.report.ulp_chart import ulp_histogram_svg
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from markupsafe import Markup
 
 SYMBOLS = {"PASS": "✓", "EXPLAINED": "≈", "FAIL": "✗", "NOT_COMPARED": "?"}
 EXIT_MEANING = {
@@ -35,7 +41,7 @@ NO_NUMBER = {
     "nonfinite": "not finite",
     "empty": "empty",
 }
-
+OPERATIONS = {"id": "copied as they are", "T": "transposed", "tie": "tied to another weight"}
 
 _CLAIMS = {
     "forward": (
@@ -61,7 +67,7 @@ class _Group:
     loss: Loss | None
     mode: Mode
     rows: tuple[tuple[str, Row], ...]
-    worst: tuple[Row, ...]
+    worst: tuple[tuple[str, Row], ...]
 
     @property
     def title(self) -> str:
@@ -76,86 +82,121 @@ class _Group:
         return all(row.status == "pass" for _, row in self.rows)
 
 
-def write_html(report: Report, path: Path) -> None:
+def write_html(
+    report: Report, path: Path, selftest: SelftestReport | None = None, selftest_notes: Sequence[str] = ()
+) -> None:
     """Write the page; the file appears whole or not at all.
+
+    Args:
+        selftest, selftest_notes: See `render_html`.
 
     Raises:
         UsageError: The folder cannot be written.
     """
-    write_atomically(path, render_html(report))
+    write_atomically(path, render_html(report, selftest, selftest_notes))
 
 
-def render_html(report: Report) -> str:
-    """The page as text. Equal reports give equal text."""
+def render_html(report: Report, selftest: SelftestReport | None = None, selftest_notes: Sequence[str] = ()) -> str:
+    """The page as text. Equal arguments give equal text.
+
+    Args:
+        selftest: A selftest of the comparison that made the report, to be shown beside it.
+        selftest_notes: What else is to be said of selftests, in sentences.
+    """
     from markupsafe import Markup
 
     dtypes = tuple(dict.fromkeys(row.dtype for row in report.rows))
     groups = _groups(report, dtypes)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            symbol=SYMBOLS[report.verdict],
-            sentence=verdict_sentence(report),
-            exit_meaning=EXIT_MEANING.get(report.exit_code, "not an exit code of a comparison"),
-            counts=_counts(report.rows),
-            groups=groups,
-            first_anchor=_anchor_of_first(report, groups),
-            charts={
-                f"{dtype}, {loss} loss" if loss else dtype: Markup(error_chart_svg(report, dtype, loss))
-                for dtype in dtypes
-                for loss in _losses(report)
-            },
-            unchecked=[dtype for dtype in dtypes if dtype not in {check.dtype for check in report.weights}],
-            noise_measured=any(row.noise_limit is not None for row in report.rows),
-        )
+    with_contract = any(row.contract for row in report.rows)
+    with_noise = any(row.noise_limit is not None for row in report.rows)
+    with_padiff = any(row.padiff_equal is not None for row in report.rows)
+    return render_page(
+        "report.html.j2",
+        script="report.js",
+        report=report,
+        symbol=SYMBOLS[report.verdict],
+        sentence=verdict_sentence(report),
+        exit_meaning=EXIT_MEANING.get(report.exit_code, "not an exit code of a comparison"),
+        counts=_counts(report.rows),
+        groups=groups,
+        first_anchor=_anchor_of_first(report, groups),
+        closest=_closest(groups),
+        charts=_by_title(report, dtypes, error_chart_svg),
+        heat_maps=_by_title(report, dtypes, heat_map_svg),
+        histogram=Markup(ulp_histogram_svg(report)),
+        choices=_choices(report),
+        unchecked=[dtype for dtype in dtypes if dtype not in {check.dtype for check in report.weights}],
+        with_contract=with_contract,
+        with_noise=with_noise,
+        with_padiff=with_padiff,
+        columns=9 + with_contract + with_noise + with_padiff,
+        selftest=selftest,
+        selftest_notes=selftest_notes,
+        selftest_command=f"modernbert-align selftest --dtype {report.dtype} --phase {report.phase}",
+        matrix=None if selftest is None else kill_matrix(selftest),
+        explain=explain,
+        cause_sentence=cause_sentence,
+        kind=kind,
+        CAUSE=CAUSE,
+        GROUPS=GROUPS,
+        MODE_NAME=MODE_NAME,
+        NO_NUMBER=NO_NUMBER,
+        OPERATIONS=OPERATIONS,
     )
 
 
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def _by_title(
+    report: Report, dtypes: Sequence[Dtype], draw: Callable[[Report, Dtype, Loss | None], str]
+) -> dict[str, "Markup"]:
+    """One chart per dtype and loss."""
+    from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("modernbert_align.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(cause_sentence=cause_sentence)
-    environment.globals["CAUSE"] = CAUSE
-    environment.filters.update(number=_number, share=_share, explain=explain, kind=kind, mode_name=MODE_NAME.get)
-    environment.globals["NO_NUMBER"] = NO_NUMBER
-    return environment
+    return {
+        f"{dtype}, {loss} loss" if loss else dtype: Markup(draw(report, dtype, loss))
+        for dtype, loss in itertools.product(dtypes, _losses(report))
+    }
 
 
 def _groups(report: Report, dtypes: Sequence[Dtype]) -> list[_Group]:
-    worst = worst_by_kind(report)
+    worst = {id(row) for row in worst_by_kind(report)}
+    anchors: set[str] = set()
     groups = []
     for dtype, loss in itertools.product(dtypes, _losses(report)):
         for mode in MODES:
             key = (dtype, loss, mode)
-            rows = [row for row in report.rows if (row.dtype, row.loss, row.mode) == key]
+            rows = tuple(
+                (_anchor(row, n, anchors), row)
+                for n, row in enumerate(row for row in report.rows if (row.dtype, row.loss, row.mode) == key)
+            )
             if rows:
-                groups.append(
-                    _Group(
-                        dtype=dtype,
-                        loss=loss,
-                        mode=mode,
-                        # Numbered, not named: a probe's name may hold anything.
-                        rows=tuple(
-                            ("-".join((dtype, *([loss] if loss else []), mode, str(n))), row)
-                            for n, row in enumerate(rows)
-                        ),
-                        worst=tuple(row for row in worst if (row.dtype, row.loss, row.mode) == key),
-                    )
-                )
+                closest = tuple((anchor, row) for anchor, row in rows if id(row) in worst)
+                groups.append(_Group(dtype=dtype, loss=loss, mode=mode, rows=rows, worst=closest))
     return groups
+
+
+def _anchor(row: Row, n: int, taken: set[str]) -> str:
+    """The id of a row: its probe by name, or its number where that name might be anything."""
+    prefix = "-".join((row.dtype, *([row.loss] if row.loss else []), row.mode))
+    anchor = f"{prefix}-{row.probe}"
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,120}", row.probe) or anchor in taken:
+        anchor = f"{prefix}~{n}"
+    taken.add(anchor)
+    return anchor
 
 
 def _losses(report: Report) -> tuple[Loss | None, ...]:
     return tuple(dict.fromkeys(row.loss for row in report.rows))
+
+
+def _choices(report: Report) -> dict[str, dict[str, str]]:
+    """What rows can be filtered by: name -> value -> its words. What all rows share is no choice."""
+    choices: dict[str, dict[str, str]] = {
+        "status": {row.status: row.status.replace("_", " ") for row in report.rows},
+        "dtype": {row.dtype: row.dtype for row in report.rows},
+        "mode": {row.mode: MODE_NAME[row.mode] for row in report.rows},
+        "loss": {row.loss: row.loss for row in report.rows if row.loss},
+    }
+    return {name: values for name, values in choices.items() if len(values) > 1}
 
 
 def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
@@ -171,6 +212,12 @@ def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
     return next(found, "")
 
 
+def _closest(groups: Sequence[_Group]) -> tuple[str, Row, float]:
+    """The row that comes nearest to a limit of its, with its id and its part of the limit."""
+    rows = ((anchor, row, severity(row)) for group in groups for anchor, row in group.worst)
+    return max(rows, key=lambda found: found[2])
+
+
 def verdict_sentence(report: Report) -> str:
     """What the verdict means, for someone who sees such a page for the first time."""
     coverage = report.coverage
@@ -181,17 +228,17 @@ def verdict_sentence(report: Report) -> str:
         return f"{_CLAIMS[report.phase][0]}: every weight is equal bit for bit and every error is within its limits."
     if report.verdict == "EXPLAINED":
         return (
-            f"{_plural(over, 'row')} over the contract, by no more than rounding explains; the policy "
+            f"{plural(over, 'row')} over the contract, by no more than rounding explains; the policy "
             f"{report.policy} {'accepts' if report.exit_code == EXIT_ALIGNED else 'does not accept'} that."
         )
     if report.verdict == "FAIL":
-        found = f"{_plural(wrong, 'wrong row')} of {len(report.rows)}, {_plural(weights, 'wrong weight')}"
+        found = f"{plural(wrong, 'wrong row')} of {len(report.rows)}, {plural(weights, 'wrong weight')}"
         return f"{_CLAIMS[report.phase][1]}: {found}."
     return (
         "This is not a pass: too little was compared to say anything about the Paddle model. "
-        f"{coverage.compared} of {_plural(coverage.expected, 'row')} and {coverage.weights_compared} of "
-        f"{_plural(coverage.weights_expected, 'weight')} were compared; "
-        f"{_plural(len(coverage.missing), 'thing')} left out, listed under Coverage."
+        f"{coverage.compared} of {plural(coverage.expected, 'row')} and {coverage.weights_compared} of "
+        f"{plural(coverage.weights_expected, 'weight')} were compared; "
+        f"{plural(len(coverage.missing), 'thing')} left out, listed under Coverage."
     )
 
 
@@ -199,18 +246,3 @@ def _counts(rows: Sequence[Row]) -> str:
     """`3 fail, 97 pass`: whatever is not a pass comes first."""
     counts = Counter(row.status.replace("_", " ") for row in rows)
     return ", ".join(f"{n} {status}" for status, n in sorted(counts.items(), key=lambda item: item[0] == "pass"))
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _number(value: float, digits: int = 2) -> str:
-    return "0" if value == 0 else f"{value:.{digits}e}" if math.isfinite(value) else "not finite"
-
-
-def _share(value: float) -> str:
-    """A share in percent that says 0 % or 100 % only when it is exactly that."""
-    if value in (0, 1):
-        return f"{value:.0%}".replace("%", " %")
-    return f"{min(max(value * 100, 0.1), 99.9):.1f} %"

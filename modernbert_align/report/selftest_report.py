@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from modernbert_align.core.files import write_atomically
 from modernbert_align.core.outcomes import CRITERIA, Alarm, Outcome
 from modernbert_align.core.rows import Dtype, Phase
-from modernbert_align.report.schema import Environment
+from modernbert_align.core.verdict import RUNS
+from modernbert_align.report.page import render_page
+from modernbert_align.report.schema import Environment, Report
 
 SCHEMA_VERSION = 1
 
@@ -91,22 +94,71 @@ def write_selftest(report: SelftestReport, folder: Path) -> tuple[Path, Path]:
     return json_path, html_path
 
 
+@dataclass(frozen=True)
+class KillMatrix:
+    """The faults of a selftest by line: (fault, head, phase) -> dtype -> what became of it."""
+
+    dtypes: tuple[Dtype, ...]
+    lines: dict[tuple[str, str, Phase], dict[Dtype, Outcome]]
+
+
+def kill_matrix(report: SelftestReport) -> KillMatrix:
+    """One line per fault, both precisions in it."""
+    lines: dict[tuple[str, str, Phase], dict[Dtype, Outcome]] = {}
+    for fault in report.faults:
+        lines.setdefault((fault.name, fault.head, fault.phase), {})[fault.dtype] = fault
+    return KillMatrix(dtypes=tuple(dict.fromkeys(fault.dtype for fault in report.faults)), lines=lines)
+
+
 def render_selftest(report: SelftestReport) -> str:
     """The page as text. Equal reports give equal text."""
-    from jinja2 import Environment as Templates
-    from jinja2 import PackageLoader, StrictUndefined
+    return render_page("selftest.html.j2", report=report, matrix=kill_matrix(report), criteria=CRITERIA)
 
-    dtypes = tuple(dict.fromkeys(fault.dtype for fault in report.faults))
-    matrix: dict[tuple[str, str, Phase], dict[str, Outcome]] = {}
-    for fault in report.faults:
-        matrix.setdefault((fault.name, fault.head, fault.phase), {})[fault.dtype] = fault
-    templates = Templates(
-        loader=PackageLoader("modernbert_align.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("selftest.html.j2").render(
-        report=report, dtypes=dtypes, matrix=matrix, criteria=CRITERIA
-    )
+
+@dataclass(frozen=True)
+class FoundSelftest:
+    """What lies in a folder.
+
+    Attributes:
+        report: The newest selftest that speaks for a comparison; None without one.
+        notes: Why others do not, in sentences.
+    """
+
+    report: SelftestReport | None
+    notes: tuple[str, ...]
+
+
+def find_selftest(report: Report, folder: Path) -> FoundSelftest:
+    """The newest selftest in a folder that speaks for a report: of the same version, name table, phase and precisions.
+
+    What cannot be read, was edited, or speaks for something else is left out and said.
+    """
+    found: list[SelftestReport] = []
+    notes = []
+    for path in sorted(folder.glob("selftest-*.json")):
+        try:
+            selftest = SelftestReport.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            notes.append(f"{path.name} is not a selftest report that this version reads.")
+            continue
+        why_not = _why_not(selftest, report)
+        if why_not:
+            notes.append(f"{path.name} {why_not}.")
+        else:
+            found.append(selftest)
+    return FoundSelftest(max(found, key=lambda selftest: selftest.created, default=None), tuple(notes))
+
+
+def _why_not(selftest: SelftestReport, report: Report) -> str:
+    """Why a selftest says nothing about a report; empty if it does."""
+    if selftest.content_sha256 != selftest.digest():
+        return "was changed after it was written"
+    if selftest.tool_version != report.tool_version:
+        return f"was made with another version, {selftest.tool_version}"
+    if selftest.table_sha256 != report.model.table_sha256:
+        return "was made with another name table"
+    if report.phase not in selftest.phases:
+        return f"did not test the {report.phase} phase"
+    if not set(RUNS[report.dtype]) <= set(RUNS[selftest.dtype]):
+        return f"did not test {report.dtype}"
+    return ""

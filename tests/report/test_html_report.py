@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -6,15 +8,20 @@ import pytest
 
 from modernbert_align.core.cause import Cause, Tried
 from modernbert_align.core.rows import WeightDifference
+from modernbert_align.core.tolerance import Override
 from modernbert_align.errors import UsageError
+from modernbert_align.report.glossary import GLOSSARY, GROUPS
 from modernbert_align.report.html_report import render_html, write_html
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
+# What a start tag ends by itself, as HTML says; everything else must be closed.
+ENDS = {"td": ("td", "th"), "th": ("td", "th"), "tr": ("td", "th", "tr")}
+ENDED_BY = {"tr": ("td", "th"), "tbody": ("td", "th", "tr"), "table": ("td", "th", "tr")}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} `%s` &amp;"
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes and text; every element must be closed."""
+    """The elements of a page with their attributes and text; every element must be closed where HTML asks for it."""
 
     def __init__(self, text):
         super().__init__()
@@ -24,7 +31,12 @@ class Page(HTMLParser):
         self.close()
         assert not self.open, f"never closed: {self.open}"
 
+    def _end(self, tags):
+        while self.open and self.open[-1]["tag"] in tags:
+            self.open.pop()
+
     def handle_starttag(self, tag, attrs):
+        self._end(ENDS.get(tag, ()))
         element = {"tag": tag, "text": "", "parents": list(self.open), **dict(attrs)}
         self.elements.append(element)
         if tag not in VOID:
@@ -36,6 +48,7 @@ class Page(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag):
+        self._end(ENDED_BY.get(tag, ()))
         assert self.open, f"</{tag}> closes nothing"
         assert self.open[-1]["tag"] == tag, f"</{tag}> closes <{self.open[-1]['tag']}>"
         self.open.pop()
@@ -69,7 +82,7 @@ class Page(HTMLParser):
         return element
 
     def cells(self, anchor):
-        return [cell["text"] for cell in self.inside(self.one("tr", id=anchor), "td")]
+        return [cell["text"].strip() for cell in self.inside(self.one("tr", id=anchor), "td")]
 
 
 def show(report):
@@ -89,14 +102,17 @@ def test_it_is_one_page_with_a_language_a_title_and_ordered_headings(make_report
     assert sections == [
         "first",
         "charts",
+        "map",
+        "steps",
         "worst",
         "rows",
         "weights",
+        "conversion",
         "coverage",
         "thresholds",
         "execution",
+        "selftest",
         "provenance",
-        "again",
         "glossary",
     ]
 
@@ -122,12 +138,13 @@ def test_tables_have_captions_and_header_cells_a_scope(make_report):
                 assert len(page.inside(row, "td")) + 1 == head
 
 
-def test_nothing_is_fetched_and_nothing_runs(make_report, broken_attention):
+def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_script(make_report, broken_attention):
     text = render_html(make_report(changes=broken_attention))
     assert set(re.findall(r"https?://[^\"'\s<]*", text)) == {"http://www.w3.org/2000/svg"}
     page = Page(text)
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not [e for e in page.elements if "style" in e or "src" in e]
     assert not {e["tag"] for e in page.elements} & {
-        "script",
         "link",
         "img",
         "iframe",
@@ -140,6 +157,99 @@ def test_nothing_is_fetched_and_nothing_runs(make_report, broken_attention):
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
 
 
+def test_the_policy_names_the_style_sheet_and_the_script_and_nothing_else(make_report):
+    page = show(make_report())
+    policy = dict(part.split(" ", 1) for part in page.all("meta")[1]["content"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": hash_source(page.one("style")["text"]),
+        "script-src": hash_source(page.one("script")["text"]),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+
+
+def hash_source(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_every_column_head_is_in_the_glossary_with_a_hint(make_report, broken_attention):
+    override = Override(probe="head", dtype="bf16", criterion="direct", limit=3.0, reason="another kernel")
+    page = show(make_report(changes=broken_attention, cause=cause_at("explained"), overrides=[override]))
+    heads = [e for e in page.all("th", scope="col") if "id" not in e]
+    assert len(heads) > 60
+    for cell in heads:
+        (link,) = page.inside(cell, "a")
+        assert link["title"].endswith(".")
+        (entry,) = [e for e in page.all("dt") if e.get("id") == link["href"][1:]]
+        assert cell["text"].strip() in entry["text"].split(", ")
+
+
+def test_the_glossary_has_no_term_twice_and_no_group_without_a_title():
+    names = [name for term in GLOSSARY for name in term.names]
+    assert len(names) == len(set(names))
+    assert {term.group for term in GLOSSARY} == set(GROUPS)
+    assert len({term.anchor for term in GLOSSARY}) == len(GLOSSARY)
+
+
+def test_a_row_is_called_by_its_probe_unless_that_might_be_anything(make_report):
+    good = make_report().rows[0]
+    names = ("with space", 'a"b', "", "ä", "x" * 121, "embeddings")
+    rows = [good.model_copy(update={"probe": name}) for name in names]
+    report = make_report()
+    page = show(report.model_copy(update={"rows": (*report.rows, *rows)}))
+    ids = [tr["id"] for tr in page.all("tr") if (tr.get("id") or "").startswith("fp32-isolated")]
+    assert ids[:2] == ["fp32-isolated-embeddings", "fp32-isolated-layers.0.attn_norm"]
+    assert ids[-6:] == [f"fp32-isolated~{n}" for n in range(20, 26)]
+
+
+def test_the_banner_says_that_limits_are_the_projects_own(make_report):
+    assert "this project's own" not in show(make_report()).banner["text"]
+    override = Override(
+        probe="layers.*.mlp", dtype="bf16", mode="isolated", criterion="direct", limit=3.5, reason="another kernel"
+    )
+    page = show(make_report(overrides=[override]))
+    assert "1 limit of this project's own in place of the installed ones" in page.banner["text"]
+    thresholds = page.one("section", id="thresholds")["text"]
+    assert re.search(r"layers\.\*\.mlpbf16forwardown errordirect3\.53another kernel", thresholds)
+    assert page.cells("bf16-isolated-layers.1.mlp")[0] == "✓ pass own limit: direct"
+    assert page.cells("bf16-accumulated-layers.1.mlp")[0] == "✓ pass"
+    assert "every row was judged by the installed limits" in show(make_report()).one("section", id="thresholds")["text"]
+
+
+def test_how_the_candidate_was_converted_is_told(make_report):
+    report = make_report()
+    told = show(report).one("section", id="conversion")["text"]
+    for expected in ("27 tensors in 1 file, 0.6 MB", "kept as it was", "every bit of every tensor can be recovered",
+                     "copied as they are: 10, transposed: 17, tied to another weight: 1",
+                     "decoder.weight is model.embeddings.tok_embeddings.weight", "Left outnothing",
+                     "27 tensors were read back from the disk"):  # fmt: skip
+        assert expected in told
+    other = report.conversion.model_copy(
+        update={"dtype": "bf16", "lossless": False, "operations": {}, "table_sha256": "e" * 64, "tied": (),
+                "dropped": ("head.dense.weight",), "proofs": ()}
+    )  # fmt: skip
+    told = show(report.model_copy(update={"conversion": other})).one("section", id="conversion")["text"]
+    for expected in ("cast to bf16", "some bits cannot be recovered", "not the one this report was made with",
+                     "not counted", "Tiednone", "Left outhead.dense.weight", "written— nothing"):  # fmt: skip
+        assert expected in told
+    told = show(report.model_copy(update={"conversion": None})).one("section", id="conversion")["text"]
+    assert "has no conversion manifest" in told
+
+
+def test_columns_without_a_single_value_are_left_out(make_report):
+    report = make_report(fixture=None)
+    rows = [row.model_copy(update={"padiff_equal": None, "contract": False, "contract_limit": None})
+            for row in report.rows]  # fmt: skip
+    page = show(report.model_copy(update={"rows": tuple(rows)}))
+    heads = [e["text"] for e in page.inside(page.all("table", **{"class": "rows"})[0], "th") if e["scope"] == "col"]
+    assert "PaDiff says" not in heads
+    assert "contract limit" not in heads
+    assert len(page.cells("fp32-isolated-embeddings")) + 1 == len(heads) == 10
+    assert "No row is under the contract" in page.one("section", id="rows")["text"]
+
+
 def test_equal_reports_give_equal_pages(make_report):
     assert render_html(make_report()) == render_html(make_report())
 
@@ -150,7 +260,7 @@ def test_every_row_is_on_the_page_with_its_status_in_words(make_report, broken_a
     shown = [
         (page.inside(tr, "th")[0]["text"], page.inside(tr, "td")[0]["text"].split()[-1])
         for tr in page.all("tr")
-        if re.fullmatch(r"(fp32|bf16)-(isolated|accumulated)-\d+", tr.get("id") or "")
+        if re.match(r"(fp32|bf16)-(isolated|accumulated)-", tr.get("id") or "")
     ]
     assert shown == [(row.probe, row.status) for row in report.rows]
 
@@ -177,7 +287,7 @@ def test_a_fail_says_so_and_names_where_to_look(make_report, broken_attention):
     assert "fp32, own error, fail" in first["text"]
     assert "mean_abs 4.0000e-03 exceeds the contract's 1e-05" in first["text"]
     assert "compare the window" in first["text"]
-    (link,) = page.inside(first, "a")
+    link = page.inside(first, "a")[0]
     assert "layers.1.attn" in page.one("tr", id=link["href"][1:])["text"]
     assert page.title.startswith("FAIL: ")
 
@@ -198,7 +308,7 @@ def test_the_cause_stands_by_the_first_failing_layer_with_what_was_considered(
     page = show(make_report(changes=broken_attention, cause=cause_at(level)))
     section = page.one("section", id="first")
     headings = [element["text"] for element in page.inside(section, "h3")]
-    assert headings == [heading] if level == "explained" else [heading, "Where to look"]
+    assert headings == [heading, *([] if level == "explained" else ["Where to look"]), "Run it again"]
     assert "the masks are swapped" in section["text"]
     assert ("explains all but 3.0e-06" in section["text"]) == (level == "explained")
     (table,) = page.inside(section, "table")
@@ -211,7 +321,7 @@ def test_the_cause_stands_by_the_first_failing_layer_with_what_was_considered(
 def test_without_a_cause_beyond_the_finding_none_is_shown(make_report, broken_attention, cause):
     page = show(make_report(changes=broken_attention, cause=cause))
     headings = [element["text"] for element in page.inside(page.one("section", id="first"), "h3")]
-    assert headings == ["Where to look"]
+    assert headings == ["Where to look", "Run it again"]
 
 
 def test_only_groups_with_something_wrong_are_open(make_report, broken_attention):
@@ -223,11 +333,11 @@ def test_only_groups_with_something_wrong_are_open(make_report, broken_attention
 def test_a_row_that_does_not_pass_is_followed_by_why(make_report, broken_attention):
     page = show(make_report(changes=broken_attention))
     rows = [e for e in page.all("tr") if e.get("id") or "why" in (e.get("class") or "")]
-    position = next(n for n, row in enumerate(rows) if row.get("id") == "fp32-isolated-7")
+    position = next(n for n, row in enumerate(rows) if row.get("id") == "fp32-isolated-layers.1.attn")
     assert "the most rounding explains" in rows[position + 1]["text"]
     assert "its error against the float64 oracle is the reference's " in rows[position + 1]["text"]
     (cell,) = page.inside(rows[position + 1], "td")
-    assert int(cell["colspan"]) == len(page.cells("fp32-isolated-7")) + 1
+    assert int(cell["colspan"]) == len(page.cells("fp32-isolated-layers.1.attn")) + 1
 
 
 @pytest.mark.parametrize(("fixture", "exit_code", "words"), [("tiny", 1, "does not accept"), (None, 0, "accepts")])
@@ -266,7 +376,7 @@ def test_a_number_that_does_not_exist_is_a_dash_with_its_reason(make_report):
         ("embeddings", "fp32", "isolated"): {"rel_l2": None},
     }
     page = show(make_report(changes=changes))
-    nonfinite = page.cells("fp32-isolated-17")
+    nonfinite = page.cells("fp32-isolated-head")
     assert nonfinite[0] == "✗ nonfinite"
     assert [cell for n, cell in enumerate(nonfinite[1:9], 1) if n != 2] == [
         "— not finite",
@@ -278,12 +388,12 @@ def test_a_number_that_does_not_exist_is_a_dash_with_its_reason(make_report):
         "— not finite",
     ]
     assert "12 values are NaN" in page.one("section", id="rows")["text"]
-    missing = page.cells("fp32-isolated-18")
+    missing = page.cells("fp32-isolated-logits")
     assert missing[0] == "✗ missing"
     assert missing[1] == missing[3] == "— not seen"
     assert missing[9] == "— nothing", "PaDiff's opinion"
-    assert page.cells("fp32-isolated-0")[4] == "— not computable"
-    assert page.cells("bf16-accumulated-1")[2] == "— no contract"
+    assert page.cells("fp32-isolated-embeddings")[4] == "— not computable"
+    assert page.cells("bf16-accumulated-layers.0.attn_norm")[2] == "— no contract"
     assert "None" not in page.one("main")["text"].replace("None: no row fails", "")
 
 
@@ -300,17 +410,17 @@ def test_zero_and_nearly_equal_are_not_rounded_into_each_other(make_report):
         ("layers.1.mlp", "fp32", "isolated"): {"equal_share": 0.000001},
     }
     page = show(make_report(changes=changes))
-    assert page.cells("fp32-isolated-0")[1] == "0"
-    assert page.cells("fp32-isolated-0")[7] == "100 %"
-    assert page.cells("fp32-isolated-2")[1] == "1.00e-300"
-    assert page.cells("fp32-isolated-2")[7] == "99.9 %"
-    assert page.cells("fp32-isolated-4")[7] == "0 %"
-    assert page.cells("fp32-isolated-6")[7] != "0 %"
+    assert page.cells("fp32-isolated-embeddings")[1] == "0"
+    assert page.cells("fp32-isolated-embeddings")[7] == "100 %"
+    assert page.cells("fp32-isolated-layers.0.attn")[1] == "1.00e-300"
+    assert page.cells("fp32-isolated-layers.0.attn")[7] == "99.9 %"
+    assert page.cells("fp32-isolated-layers.0.mlp")[7] == "0 %"
+    assert page.cells("fp32-isolated-layers.1.attn_norm")[7] != "0 %"
 
 
 def test_the_worst_element_shows_both_values(make_report):
     page = show(make_report())
-    assert page.cells("fp32-isolated-0")[8] == "[0, 17, 14]: -2.06364655 / -2.06364703"
+    assert page.cells("fp32-isolated-embeddings")[8] == "[0, 17, 14]: -2.06364655 / -2.06364703"
 
 
 def test_the_noise_ratio_is_shown_or_said_why_there_is_none(make_report):
@@ -321,10 +431,10 @@ def test_the_noise_ratio_is_shown_or_said_why_there_is_none(make_report):
     }
     report = make_report(changes=changes)
     page = show(report)
-    assert page.cells("fp32-isolated-1")[-1] == "1.25e+00"
-    assert page.cells("fp32-isolated-0")[-1] == "— below rounding"
-    assert page.cells("fp32-isolated-17")[-1] == "— without end"
-    assert page.cells("fp32-isolated-18")[-1] == page.cells("fp32-isolated-19")[-1] == "— not measured"
+    assert page.cells("fp32-isolated-layers.0.attn_norm")[-1] == "1.25e+00"
+    assert page.cells("fp32-isolated-embeddings")[-1] == "— below rounding"
+    assert page.cells("fp32-isolated-head")[-1] == "— without end"
+    assert page.cells("fp32-isolated-logits")[-1] == page.cells("fp32-isolated-output")[-1] == "— not measured"
     assert "not measured in this report" not in page.one("section", id="rows")["text"]
     heads = page.inside(page.all("table", **{"class": "rows"})[0], "th")
     assert "noise ratio" in [cell["text"] for cell in heads]
@@ -396,7 +506,7 @@ def test_execution_and_provenance_are_stated(make_report):
         report.content_sha256,
     ):
         assert expected in provenance
-    assert report.command in page.one("section", id="again")["text"]
+    assert report.command in page.one("code", id="command")["text"]
     assert "agreed" in page.one("section", id="thresholds")["text"]
 
 
@@ -425,8 +535,11 @@ def test_hostile_text_stays_text_wherever_it_comes_from(make_report):
             "cpu_flags": (HOSTILE,),
         }
     )
+    override = Override(probe=HOSTILE, dtype="fp32", criterion="direct", limit=3.0, reason=HOSTILE)
     report = make_report(
         extra=[extra],
+        overrides=[override],
+        conversion=good.conversion.model_copy(update={"proofs": (HOSTILE,), "operations": {HOSTILE: 1}}),
         differences=[difference],
         model=model,
         environment=environment,
@@ -436,17 +549,18 @@ def test_hostile_text_stays_text_wherever_it_comes_from(make_report):
         created=HOSTILE,
         timings_s={HOSTILE: 1.0},
     )
-    text = render_html(report)
-    assert "<script" not in text
+    text = render_html(report, selftest_notes=[HOSTILE])
+    assert text.count("<script") == 1
     assert "<img" not in text
     page = Page(text)
-    assert not {e["tag"] for e in page.elements} & {"script", "img"}
+    assert "alert" not in page.one("script")["text"]
+    assert not page.all("img")
     assert not [key for e in page.elements for key in e if key.startswith("on")]
-    for section in ("first", "rows", "weights", "provenance", "again"):
+    for section in ("first", "rows", "weights", "conversion", "thresholds", "selftest", "provenance"):
         assert HOSTILE in page.one("section", id=section)["text"], section
     assert HOSTILE in page.banner["text"]
     assert "alert(1)" in page.title
-    assert "49" not in page.one("section", id="again")["text"]
+    assert "49" not in page.one("code", id="command")["text"]
 
 
 def test_a_base_sized_page_stays_under_a_megabyte(make_report):
