@@ -150,13 +150,15 @@ def error_chart_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> s
     """Draw the errors of one dtype and loss: mean_abs, then rel_l2 against what rounding explains, of both modes.
 
     Only the forward phase has a contract on mean_abs, other phases have the two panels of rel_l2. Equal reports give
-    equal bytes. The report must have rows of `dtype` and `loss`.
+    equal bytes. Empty without rows of `dtype` and `loss`.
     """
     rows = [
         row
         for row in report.rows
         if (row.dtype, row.loss) == (dtype, loss) and row.probe.rpartition(".")[2] not in MOMENTS
     ]
+    if not rows:
+        return ""
     name = chart_name("error", dtype, loss)
     probes = list(dict.fromkeys(row.probe for row in rows))
     place = {probe: x for x, probe in enumerate(probes)}

@@ -38,13 +38,16 @@ def describe(row: Row) -> str:
         lines[0] += f", {share:.2g} {'of' if share <= 1 else 'times'} its nearest limit"
     if "hygiene" in row.failed:
         return "\n".join((*lines, row.reason))
-    for name, value, limit in (
-        ("mean_abs", row.mean_abs, row.contract_limit),
-        ("rel_l2", row.rel_l2, row.direct_limit),
+    contract, direct, noise = (
+        " of the project" if criterion in row.overridden else "" for criterion in ("contract", "direct", "noise")
+    )
+    for name, value, limit, whose in (
+        ("mean_abs", row.mean_abs, row.contract_limit, contract),
+        ("rel_l2", row.rel_l2, row.direct_limit, direct),
     ):
-        lines.append(f"{name} {number(value)}" + (f", limit {limit:.2g}" if limit is not None else ""))
+        lines.append(f"{name} {number(value)}" + (f", limit {limit:.2g}{whose}" if limit is not None else ""))
     if row.noise_ratio is not None:
-        lines.append(f"noise ratio {row.noise_ratio:.2f}, limit {row.noise_limit:g}")
+        lines.append(f"noise ratio {row.noise_ratio:.2f}, limit {row.noise_limit:g}{noise}")
     elif "noise" in row.failed:
         lines.append("noise ratio without end: the reference is exact")
     return "\n".join(lines)

@@ -38,6 +38,10 @@ def test_equal_reports_give_equal_bytes(make_report):
     assert first != error_chart_svg(make_report(layers=4), "bf16")
 
 
+def test_without_rows_there_is_nothing_to_draw(make_report):
+    assert error_chart_svg(make_report(), "fp32", "head") == ""
+
+
 def test_the_users_matplotlib_settings_do_not_show(make_report):
     import matplotlib
 
