@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from modernbert_align.core.text import one_line
 from modernbert_align.report.comparison import Comparison, RowChange, RowPresence
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def print_comparison(comparison: Comparison, console: "Console") -> None:
     """Print a summary that fits 80 columns: what got worse, what is gone, what else changed."""
 
     def say(text: str, style: str = "") -> None:
-        console.print(text, style=style or None, soft_wrap=True, markup=False)
+        console.print(one_line(text), style=style or None, soft_wrap=True, markup=False)
 
     _rows(comparison.regressions, "worse", "red", console)
     _names("worse: weight", comparison.weights_worse, say)
@@ -101,7 +102,7 @@ def _rows(changes: Sequence[RowChange], word: str, style: str, console: "Console
     for change in changes[:WORST]:
         same = change.old_status == change.new_status
         table.add_row(
-            Text(f"{change.probe} ({change.loss})" if change.loss else change.probe),
+            Text(one_line(f"{change.probe} ({change.loss})" if change.loss else change.probe)),
             change.dtype,
             _MODE[change.mode],
             Text(change.new_status if same else f"{change.old_status} -> {change.new_status}", style=style),

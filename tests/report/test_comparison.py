@@ -9,9 +9,11 @@ from rich.console import Console
 
 from modernbert_align.core.rows import Record, WeightDifference
 from modernbert_align.core.tolerance import AppliedOverride
+from modernbert_align.core.trace import Machine
 from modernbert_align.errors import UsageError
 from modernbert_align.report.comparison import NOISE, Comparison, compare_reports
 from modernbert_align.report.comparison_terminal import movement, print_comparison
+from modernbert_align.report.schema import TraceInfo
 
 ATTN = ("layers.1.attn", "bf16", "isolated")
 OUTPUT = ("output", "bf16", "accumulated")
@@ -207,6 +209,24 @@ def test_environment_is_told_and_decides_nothing(make_report):
     assert comparison.exit_code == 0
 
 
+def test_machine_of_a_trace_is_told_by_its_side(make_report):
+    def traced(cpu):
+        machine = Machine(
+            versions={"torch": "2.13.0"}, platform="Linux", cpu=cpu, cpu_flags=(), pins={}, torch_cpu_capability="AVX2",
+            torch_threads=1, paddle_device="",
+        )  # fmt: skip
+        trace = TraceInfo(
+            side="reference", file="a.trace", content_sha256=cpu, created=cpu, tool_version="0.1.0", machine=machine
+        )
+        report = make_report()
+        return report.model_copy(update={"engine": report.engine.model_copy(update={"traces": (trace,)})})
+
+    comparison = compare_reports(traced("one"), traced("two"))
+    assert [(s.name, s.old, s.new) for s in comparison.environment] == [
+        ("engine.traces.reference.machine.cpu", "one", "two")
+    ]
+
+
 def test_changed_limits_are_told(make_report):
     old = make_report()
     own = AppliedOverride(probe="logits", dtype="bf16", criterion="direct", limit=3.0, reason="known", rows=2)
@@ -287,3 +307,13 @@ def test_terminal_shows_the_ten_worst_rows_in_80_columns(make_report):
     assert max(map(len, rows)) <= 80
     assert f"and {len(wrong) - 10} more rows worse" in lines
     assert lines[-1] == f"{len(wrong)} worse  tiny masked_lm bf16 forward, exit 1"
+
+
+def test_words_from_a_report_cannot_move_the_cursor(make_report):
+    old = make_report()
+    hostile = old.environment.model_copy(update={"cpu": "\x1b[2Jnothing\nworse"})
+    stray = Record(probe="\x1b[1A", dtype="fp32", mode="isolated", observation="extra", reason="a\nb")
+    out = io.StringIO()
+    print_comparison(compare_reports(old, make_report(environment=hostile, extra=[stray])), Console(file=out, width=80))
+    assert "\x1b" not in out.getvalue()
+    assert "changed: environment.cpu: a CPU -> \\x1b[2Jnothing\\nworse" in out.getvalue().splitlines()
