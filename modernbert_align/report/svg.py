@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 from modernbert_align.core.rows import Dtype, Loss, Mode
+from modernbert_align.core.text import one_line
 
 WIDTH = 1008  # of every chart's view box; a page shows it at its own width
 LABEL_STEP = 16.0  # least distance of two layers' numbers
@@ -158,8 +159,8 @@ def _rounded_numbers(words: str, digits: int) -> str:
 
 
 def escaped(words: str) -> str:
-    """Text that is well-formed XML whatever a report has as a name."""
-    return html.escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in words), quote=False)
+    """Text of an element; well-formed XML whatever a report has as a name."""
+    return html.escape("\n".join(map(one_line, words.split("\n"))), quote=False)
 
 
 def short_float(value: float) -> str:
