@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from modernbert_align.core.rows import MODES, Dtype, Loss, Row
 from modernbert_align.core.training import MOMENTS
+from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
 from modernbert_align.report.severity import describe, not_compared, severity
 from modernbert_align.report.svg import (
@@ -91,7 +92,7 @@ def heat_map_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
     if not rows:
         return ""
     name = chart_name("heat", dtype, loss)
-    first = report.first_failing
+    first = _first(report.first_failing, rows)
     body, overlay, y = [], [], LEGEND
     for grid in _grids(rows):
         for mode in MODES:
@@ -105,9 +106,7 @@ def heat_map_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
             for row in here:
                 x, top, width, height = grid.place(row)
                 overlay.append(hover(x, y + top, width, height, f"{row.probe}\n{describe(row)}"))
-                if first is not None and (row.probe, row.mode, row.dtype, row.loss) == (
-                    first.probe, first.mode, first.dtype, first.loss,
-                ):  # fmt: skip
+                if row is first:
                     outline = box(x, y + top, width, height)
                     body.append(path(outline, fill="none", stroke=INK, stroke_width=2.5, data_mark="first"))
             body.append(_kind_labels(grid, y))
@@ -118,7 +117,7 @@ def heat_map_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
         f'<defs><pattern id="{name}-hatch" width="5" height="5" patternUnits="userSpaceOnUse">'
         f'<path d="M-1 6L6 -1M-1 1L1 -1M4 6L6 4" stroke="{INK}" stroke-opacity=".55" fill="none"/></pattern></defs>'
     )
-    drawing = f'<g font-size="10" fill="{INK}">{_legend(rows, name, first is not None)}{"".join(body)}</g>'
+    drawing = f'<g font-size="10" fill="{INK}">{_legend(rows, name, first)}{"".join(body)}</g>'
     return svg(
         name,
         f"How close every probe is to its nearest limit, {dtype}" + (f", {loss} loss" if loss else ""),
@@ -126,6 +125,14 @@ def heat_map_svg(report: Report, dtype: Dtype, loss: Loss | None = None) -> str:
         y,
         hatch + drawing + hovers("".join(overlay)),
     )
+
+
+def _first(failing: Failing | None, rows: Sequence[Row]) -> Row | None:
+    """The row that the report names first; None if it is another chart's, or a weight."""
+    if failing is None:
+        return None
+    key = (failing.probe, failing.mode, failing.dtype, failing.loss)
+    return next((row for row in rows if (row.probe, row.mode, row.dtype, row.loss) == key), None)
 
 
 def _grids(rows: Sequence[Row]) -> Iterator[_Grid]:
@@ -257,7 +264,7 @@ def _column_labels(grid: _Grid, y: float) -> str:
     return f'<g text-anchor="middle">{"".join(numbers)}</g><g text-anchor="end">{"".join(names)}</g>'
 
 
-def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
+def _legend(rows: Sequence[Row], name: str, first: Row | None) -> str:
     y, size, x = 4.0, 12.0, 0.0
     parts: list[str] = []
 
@@ -281,8 +288,9 @@ def _legend(rows: Sequence[Row], name: str, has_first: bool) -> str:
         question = text(x + 3, y + 10, "?", font_weight="bold")
         hatched = path(box(x, y, size, size), fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6)
         item("not compared", hatched, question)
-    if has_first:
-        item("first failing", path(box(x, y, size, size), fill="none", stroke=INK, stroke_width=2.5))
+    if first is not None:
+        words = {"explained": "first over the contract", "missing": "first gap"}.get(first.status, "first failing")
+        item(words, path(box(x, y, size, size), fill="none", stroke=INK, stroke_width=2.5))
     return "".join(parts)
 
 

@@ -47,7 +47,7 @@ def describe(row: Row) -> str:
     ):
         lines.append(f"{name} {number(value)}" + (f", limit {limit:.2g}{whose}" if limit is not None else ""))
     if row.noise_ratio is not None:
-        lines.append(f"noise ratio {row.noise_ratio:.2f}, limit {row.noise_limit:g}{noise}")
+        lines.append(f"noise ratio {row.noise_ratio:.3g}, limit {row.noise_limit:g}{noise}")
     elif "noise" in row.failed:
         lines.append("noise ratio without end: the reference is exact")
     return "\n".join(lines)

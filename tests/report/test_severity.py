@@ -57,13 +57,13 @@ def test_a_row_in_words(row):
         "end to end: pass, 0.8 of its nearest limit",
         "mean_abs 2.00e-06, limit 1e-05",
         "rel_l2 3.00e-07, limit 1e-06",
-        "noise ratio 1.20, limit 1.5",
+        "noise ratio 1.2, limit 1.5",
     ]
     own = row.model_copy(update={"overridden": ("contract", "noise")})
     assert describe(own).splitlines()[1:] == [
         "mean_abs 2.00e-06, limit 1e-05 of the project",
         "rel_l2 3.00e-07, limit 1e-06",
-        "noise ratio 1.20, limit 1.5 of the project",
+        "noise ratio 1.2, limit 1.5 of the project",
     ]
     missing = row.model_copy(
         update={"status": "shape_mismatch", "failed": ("hygiene",), "reason": "[1] and [2]", "mean_abs": None}
