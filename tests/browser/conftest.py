@@ -9,8 +9,10 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from modernbert_align.core.cause import Cause, Tried
+from modernbert_align.core.outcomes import Alarm, Outcome
 from modernbert_align.core.tolerance import Override
 from modernbert_align.report.html_report import render_html
+from modernbert_align.report.selftest_report import SelftestReport, render_selftest
 
 # The makers of small reports belong to the tests of the report.
 _spec = importlib.util.spec_from_file_location("small_reports", Path(__file__).parents[1] / "report" / "conftest.py")
@@ -75,10 +77,32 @@ def page_file(written, make_report, broken_attention):
             ),
         )  # fmt: skip
 
+    def selftest():
+        report = make_report()
+        killed = Outcome(
+            name=HOSTILE, head="masked_lm", dtype="fp32", phase="forward", must_die=True, equivalent=False, killed=True,
+            killed_by=("noise",), seen={"isolated": ("noise",)}, verdict="FAIL", first_probe="layers.0.attn",
+            expected_probe="layers.0.attn", effect=2000.0, cause_level="explained", cause_names=("masks swapped",),
+            expected_cause="masks swapped",
+        )  # fmt: skip
+        survived = killed.model_copy(update={"name": "survivor", "killed": False, "effect": None, "cause_level": None})
+        return SelftestReport(
+            tool_version="0.1.0", created=report.created, exit_code=1, model="tiny-sensitive", dtype="fp32",
+            heads=("masked_lm",), phases=("forward",), seeds=1, table=report.model.table,
+            table_sha256=report.model.table_sha256, faults=(killed, survived),
+            alarms=(Alarm(head="base", dtype="fp32", phase="forward", seed=3, verdict="FAIL", detail=HOSTILE),),
+            false_alarms=1, runs=2, survivors=("survivor",), environment=report.environment, command=HOSTILE,
+        )  # fmt: skip
+
+    def text_of(kind):
+        if kind == "selftest":
+            return render_selftest(selftest())
+        return render_html(report_of(kind), selftest() if kind == "fail" else None)
+
     def file(kind):
         if kind not in written:
             written[kind] = written["folder"] / f"{kind}.html"
-            written[kind].write_text(render_html(report_of(kind)), encoding="utf-8")
+            written[kind].write_text(text_of(kind), encoding="utf-8")
         return written[kind]
 
     return file

@@ -42,6 +42,16 @@ def test_no_rule_of_accessibility_is_broken(open_page, kind, scheme):
     assert found.violations_count == 0, found.generate_report()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_selftest_is_sealed_accessible_and_fits_too(open_page, scheme):
+    found = Axe().run(open_page("selftest", color_scheme=scheme, bypass_csp=True))
+    assert found.violations_count == 0, found.generate_report()
+    page = open_page("selftest", width=320)
+    assert page.seen == []
+    assert page.locator("script, img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 @pytest.mark.parametrize("kind", [*KINDS, "hostile"])
 def test_nothing_is_fetched_complained_of_or_blocked(open_page, kind, script):
