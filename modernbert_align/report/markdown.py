@@ -175,11 +175,10 @@ def _weights(report: Report) -> Iterator[str]:
 
 def _end(report: Report) -> str:
     command = one_line(report.command, _LONGEST_COMMAND)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     environment = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     return (
-        f"\n### Reproduce\n\n{fence}console\n$ {command}\n{fence}\n\n"
+        f"\n### Reproduce\n\n```console\n$ {command}\n```\n\n"
         f"Versions: {code(versions)}; CPU {code(environment.cpu)}; report {code(report.content_sha256)}\n"
     )
 
