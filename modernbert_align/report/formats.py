@@ -9,7 +9,7 @@ from pathlib import Path
 from modernbert_align.core.files import write_atomically
 from modernbert_align.errors import UsageError
 from modernbert_align.report.github import SUMMARY, add_to_summary, render_github
-from modernbert_align.report.html_report import render_html, write_html
+from modernbert_align.report.html_report import render_html
 from modernbert_align.report.json_report import to_json
 from modernbert_align.report.junit import render_junit
 from modernbert_align.report.markdown import render_markdown
@@ -19,23 +19,33 @@ from modernbert_align.report.selftest_report import find_selftest
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One way to show a report.
+    """One way to show a report as a file.
 
     Attributes:
-        suffix: Of the file's name; None if it is no file but lines for the log.
-        render: The report as text.
+        suffix: Of the file's name.
+        render: The report as text, given the folder with what may be shown beside it.
     """
 
-    suffix: str | None
-    render: Callable[[Report], str]
+    suffix: str
+    render: Callable[[Report, Path], str]
 
 
-FORMATS: Mapping[str, Format] = {
-    "json": Format(suffix=".json", render=to_json),
-    "html": Format(suffix=".html", render=render_html),
-    "junit": Format(suffix=".xml", render=render_junit),
-    "markdown": Format(suffix=".md", render=render_markdown),
-    "github": Format(suffix=None, render=render_github),
+def _alone(render: Callable[[Report], str]) -> Callable[[Report, Path], str]:
+    return lambda report, _beside: render(report)
+
+
+def _page(report: Report, beside: Path) -> str:
+    found = find_selftest(report, beside)
+    return render_html(report, found.report, found.notes)
+
+
+GITHUB = "github"  # no file: lines for the log, and the job summary
+FORMATS: Mapping[str, Format | None] = {
+    "json": Format(suffix=".json", render=_alone(to_json)),
+    "html": Format(suffix=".html", render=_page),
+    "junit": Format(suffix=".xml", render=_alone(render_junit)),
+    "markdown": Format(suffix=".md", render=_alone(render_markdown)),
+    GITHUB: None,
 }
 
 
@@ -72,19 +82,15 @@ def write_formats(
     """
     paths = []
     for name in names:
-        suffix = FORMATS[name].suffix
-        if suffix is not None:
-            paths.append(folder / f"{stem}{suffix}")
-            if name == "html":
-                found = find_selftest(report, beside or folder)
-                write_html(report, paths[-1], found.report, found.notes)
-            else:
-                write_atomically(paths[-1], FORMATS[name].render(report))
+        written = FORMATS[name]
+        if written is not None:
+            paths.append(folder / f"{stem}{written.suffix}")
+            write_atomically(paths[-1], written.render(report, beside or folder))
     return tuple(paths)
 
 
 def publish(report: Report, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Say the formats that are lines for the log; `github` also adds to the job summary, where there is one.
+    """Say `github`, if it is among the formats, and add to the job summary, where there is one.
 
     Args:
         say: Takes whole lines, safe to print as they are.
@@ -92,8 +98,8 @@ def publish(report: Report, names: Sequence[str], say: Callable[[str], None]) ->
     Raises:
         UsageError: The summary cannot be written.
     """
-    for name in names:
-        if FORMATS[name].suffix is None:
-            say(FORMATS[name].render(report))
-    if "github" in names and os.environ.get(SUMMARY):
+    if GITHUB not in names:
+        return
+    say(render_github(report))
+    if os.environ.get(SUMMARY):
         say(add_to_summary(report, Path(os.environ[SUMMARY])))

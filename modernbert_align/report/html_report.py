@@ -5,10 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modernbert_align.core.files import write_atomically
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
@@ -80,20 +78,6 @@ class _Group:
     @property
     def clean(self) -> bool:
         return all(row.status == "pass" for _, row in self.rows)
-
-
-def write_html(
-    report: Report, path: Path, selftest: SelftestReport | None = None, selftest_notes: Sequence[str] = ()
-) -> None:
-    """Write the page; the file appears whole or not at all.
-
-    Args:
-        selftest, selftest_notes: See `render_html`.
-
-    Raises:
-        UsageError: The folder cannot be written.
-    """
-    write_atomically(path, render_html(report, selftest, selftest_notes))
 
 
 def render_html(report: Report, selftest: SelftestReport | None = None, selftest_notes: Sequence[str] = ()) -> str:

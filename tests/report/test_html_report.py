@@ -9,9 +9,8 @@ import pytest
 from modernbert_align.core.cause import Cause, Tried
 from modernbert_align.core.rows import WeightDifference
 from modernbert_align.core.tolerance import Override
-from modernbert_align.errors import UsageError
 from modernbert_align.report.glossary import GLOSSARY, GROUPS
-from modernbert_align.report.html_report import render_html, write_html
+from modernbert_align.report.html_report import render_html
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 # What a start tag ends by itself, as HTML says; everything else must be closed.
@@ -575,16 +574,3 @@ def test_a_base_sized_page_on_which_everything_fails_does_too(make_report):
     text = render_html(make_report(layers=22, changes=changes))
     assert text.count("✗ fail") > 460
     assert len(text.encode()) < 1_000_000
-
-
-def test_the_file_is_the_page(make_report, tmp_path):
-    path = tmp_path / "reports" / "page.html"
-    write_html(make_report(), path)
-    assert path.read_text(encoding="utf-8") == render_html(make_report())
-    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
-
-
-def test_a_page_that_cannot_be_written_is_the_users_to_fix(make_report, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write"):
-        write_html(make_report(), tmp_path / "file" / "page.html")
