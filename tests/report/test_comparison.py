@@ -92,6 +92,13 @@ def test_null_that_grew_does_not_hide_an_error_that_grew(make_report):
     assert names(compare_reports(old, new).regressions) == [ATTN]
 
 
+def test_reference_that_got_worse_too_does_not_hide_a_larger_distance_from_the_oracle(make_report):
+    own = 0.3 * ROUNDING * 0.98
+    old = make_report(changes={ATTN: {"candidate_error": own, "reference_error": own}})
+    new = make_report(changes={ATTN: {"candidate_error": 2 * own, "reference_error": 2 * own}})
+    assert [row.reasons for row in compare_reports(old, new).regressions] == [("oracle",)]
+
+
 def test_projects_own_limit_does_not_hide_an_error_that_grew(make_report):
     own = AppliedOverride(
         probe=ATTN[0], dtype="bf16", criterion="direct", limit=50.0, reason="known", rows=1, mode="isolated"
