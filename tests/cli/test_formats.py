@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from junitparser import JUnitXml
+from safetensors.numpy import load_file, save_file
 
 from modernbert_align.cli import main
 from modernbert_align.commands.options import complete_formats
@@ -62,6 +65,31 @@ def test_diff_writes_what_is_asked_for_and_nothing_else(cli, tmp_path, summary):
     assert any(line.startswith(NOTICE) for line in err.splitlines())
     assert files(folder) == [f"{STEM}.xml"]
     assert summary.read_text().count("## ✓ PASS: ") == 2
+
+
+def test_a_wrong_model_is_red_in_every_format(cli, converted, tmp_path, summary):
+    candidate = tmp_path / "candidate"
+    shutil.copytree(converted("tiny"), candidate)
+    (weights,) = candidate.glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("layers.1.attn.Wo.weight"))
+    save_file(tensors | {name: np.ascontiguousarray(tensors[name].T)}, weights, {"format": "np"})
+    arguments = ("--model", "tiny", "--candidate", candidate, "--report-dir", tmp_path / "r")
+    code, out, _ = cli("diff", *arguments, "--format", "junit,markdown,github")
+    assert code == 1
+    junit = JUnitXml.fromfile(str(tmp_path / "r" / f"{STEM}.xml"))
+    failed = [(case.classname, case.name) for suite in junit for case in suite if not case.is_passed]
+    assert failed[:3] == [
+        ("tiny.masked_lm.forward.verdict", "verdict"),
+        ("tiny.masked_lm.forward.weights", "fp32"),
+        ("tiny.masked_lm.forward.fp32.isolated", "layers.1.attn"),
+    ]
+    errors = [line for line in out.splitlines() if line.startswith("::")]
+    assert len(errors) == 11
+    assert all(line.startswith("::error title=") for line in errors)
+    assert f"`{name}`" in errors[0]
+    assert summary.read_text() == (tmp_path / "r" / f"{STEM}.md").read_text()
+    assert summary.read_text().startswith("## ✗ FAIL: ")
 
 
 def test_report_makes_every_format_again(cli, written, tmp_path):
