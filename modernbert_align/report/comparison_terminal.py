@@ -102,7 +102,7 @@ def _rows(changes: Sequence[RowChange], word: str, style: str, console: "Console
     for change in changes[:WORST]:
         same = change.old_status == change.new_status
         table.add_row(
-            Text(one_line(f"{change.probe} ({change.loss})" if change.loss else change.probe)),
+            Text(one_line(change.probe.removeprefix("model.") + (f" ({change.loss})" if change.loss else ""))),
             change.dtype,
             _MODE[change.mode],
             Text(change.new_status if same else f"{change.old_status} -> {change.new_status}", style=style),
