@@ -299,6 +299,10 @@ def test_paper_shows_what_is_folded_and_no_controls(open_page, script):
     assert folded.evaluate(seen)
     assert not page.locator(".controls").is_visible()
     assert not page.locator("nav").is_visible()
+    assert not page.locator(".rows tbody a:visible, .rows thead button + a:visible").count()
+    head = page.locator(".rows thead th").nth(2)
+    assert head.inner_text() == "mean_abs"
+    assert head.evaluate("head => getComputedStyle(head).position") == "static", "else sheets after the first lack it"
     assert page.pdf().startswith(b"%PDF")
 
 
