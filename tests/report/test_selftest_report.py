@@ -5,6 +5,7 @@ import json
 import pytest
 
 from modernbert_align.core.outcomes import Outcome
+from modernbert_align.report.formats import write_formats
 from modernbert_align.report.html_report import render_html
 from modernbert_align.report.selftest_report import SelftestReport, find_selftest, render_selftest, write_selftest
 
@@ -120,6 +121,16 @@ def test_an_edited_selftest_is_left_out_and_said(make_report, make_selftest, tmp
     path.write_text(json.dumps(document))
     found = find_selftest(make_report(), tmp_path)
     assert (found.report, found.notes) == (None, (f"{path.name} was changed after it was written.",))
+
+
+def test_the_page_that_is_written_shows_the_selftest_beside_it(make_report, make_selftest, tmp_path):
+    selftest, elsewhere = make_selftest(), tmp_path / "elsewhere"
+    write_selftest(selftest, tmp_path)
+    for folder, beside in ((tmp_path, None), (elsewhere, tmp_path)):
+        (page,) = write_formats(make_report(), ("html",), folder, "page", beside=beside)
+        assert selftest.summary in section(page.read_text(encoding="utf-8"))
+    (page,) = write_formats(make_report(), ("html",), elsewhere, "alone")
+    assert "No selftest lies beside this report" in section(page.read_text(encoding="utf-8"))
 
 
 def test_a_folder_that_is_not_there_has_no_selftest(make_report, tmp_path):
