@@ -349,6 +349,7 @@ def diff(
             steps=steps,
             as_json=as_json,
             overrides=ctx.obj.overrides,
+            typed=_typed(ctx),
         )
     )
 
@@ -504,7 +505,7 @@ def gate(
         list[Path] | None, typer.Argument(help="JSON reports written by diff.", show_default=False)
     ] = None,
     baseline: Annotated[
-        list[str] | None,
+        list[Path] | None,
         typer.Option(
             help="What the reports must not be worse than: files, folders or patterns, up to the next option.",
             metavar="PATH...",
@@ -542,7 +543,7 @@ def gate(
     raise typer.Exit(
         command.run(
             reports=reports or [],
-            baselines=baseline or [],
+            baselines=[str(path) for path in baseline or []],
             require=require or [],
             policy=policy,
             as_json=as_json,
@@ -810,6 +811,12 @@ def _command() -> Any:
         for parameter in one.params:
             parameter.show_envvar = False
     return command
+
+
+def _typed(ctx: typer.Context) -> tuple[str, ...]:
+    """The parameters that stand on the command line, not in the environment or the project file."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return tuple(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
 
 
 def _complain(message: str, hint: str) -> None:

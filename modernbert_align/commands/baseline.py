@@ -100,7 +100,7 @@ def update(
 
 
 def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = ()) -> int:
-    """List baselines; returns the exit code."""
+    """List baselines, each judged again; returns the exit code, which is 0 only if all still pass."""
     if kind_of(baseline_dir) != "folder":
         raise UsageError(
             f"there is no folder `{baseline_dir}`", hint="`modernbert-align baseline update REPORT.json` makes it"
@@ -126,7 +126,8 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
                 "versions": report.environment.versions,
             }
         )
-    code = EXIT_USAGE if any("error" in document for document in documents) else EXIT_ALIGNED
+    codes = {EXIT_USAGE if "error" in document else document["exit_code"] for document in documents}
+    code = next((c for c in (EXIT_USAGE, EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
     if as_json:
         console.print_json({"exit_code": code, "baselines": documents})
         return code

@@ -97,13 +97,16 @@ def _options(command: Any) -> Iterator[Option]:
 
 def _kind(hint: Any) -> Kind:
     plain = [one for one in typing.get_args(hint) or (hint,) if one is not type(None)]
+    lists = [one for one in (hint, *plain) if typing.get_origin(one) is list]
+    if lists:
+        return "paths" if Path in typing.get_args(lists[0]) else "list"
     if bool in plain:
         return "flag"
     if int in plain:
         return "number"
     if Path in plain:
         return "path"
-    return "list" if any(typing.get_origin(one) is list or one is list for one in (hint, *plain)) else "text"
+    return "text"
 
 
 def _variable(command: Command, option: Option) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -61,8 +61,14 @@ def run(
     steps: int | None,
     as_json: bool,
     overrides: Sequence[Override] = (),
+    typed: Collection[str] = (),
 ) -> int:
-    """Compare a checkpoint in both frameworks, or two traces; returns the exit code."""
+    """Compare a checkpoint in both frameworks, or two traces; returns the exit code.
+
+    Args:
+        typed: Which of these stand on the command line. Traces say themselves what they hold; defaults from elsewhere,
+            which are meant for live comparisons, do not contradict them.
+    """
     if dtype is not None and dtype not in RUNS:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"one of {', '.join(RUNS)}")
     if phase not in PHASES:
@@ -89,9 +95,10 @@ def run(
     if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
 
-        given = {"--model": model, "--head": head, "--engine": engine, "--phase": None if phase == "forward" else phase}
+        chosen = {"model": model, "head": head, "engine": engine, "phase": None if phase == "forward" else phase}
+        given = {f"--{name}": value if name in typed else None for name, value in chosen.items()}
         paths = trace_diff.check_arguments(reference, candidate, given)
-        report = trace_diff.compare(*paths, dtype, policy, table, overrides)  # type: ignore[arg-type]
+        report = trace_diff.compare(*paths, dtype if "dtype" in typed else None, policy, table, overrides)  # type: ignore[arg-type]
     else:
         if head is not None:
             table.check_head(head)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILE = "modernbert-align.toml"
 PYPROJECT = "pyproject.toml"
 TOLERANCE = "tolerance"
-Kind = Literal["text", "number", "flag", "list", "path"]
+Kind = Literal["text", "number", "flag", "list", "path", "paths"]
 Command = tuple[str, ...]  # ("diff",) or ("table", "show")
 
 
@@ -164,6 +164,8 @@ def _value(value: Any, option: Option, where: str, path: Path) -> Any:
         return [value] if isinstance(value, str) else value
     if option.kind == "path" and isinstance(value, str):
         return str(path.parent / value)
+    if option.kind == "paths" and (strings or isinstance(value, str)):
+        return [str(path.parent / one) for one in ([value] if isinstance(value, str) else value)]
     if option.kind == "text" and (isinstance(value, str) or (strings and value)):
         return value if isinstance(value, str) else ",".join(value)
     wanted = {
@@ -171,6 +173,7 @@ def _value(value: Any, option: Option, where: str, path: Path) -> Any:
         "number": "a whole number",
         "list": "a list of texts",
         "path": "a path in quotes",
+        "paths": "a list of paths in quotes",
         "text": "a text in quotes",
     }
     raise SettingsError(f"{where} is {value!r}", hint=f"it must be {wanted[option.kind]}")

@@ -318,6 +318,15 @@ def test_show_names_what_it_cannot_read(cli, folder):
     assert "PASS" in out
 
 
+def test_show_fails_for_a_baseline_that_no_longer_passes(cli, folder, tmp_path, monkeypatch):
+    own = '[[tolerance]]\nprobe="logits"\ndtype="fp32"\ncriterion="noise"\nlimit=1e-6\nreason="stricter"\n'
+    (tmp_path / "modernbert-align.toml").write_text(own)
+    assert cli("baseline", "show", "--baseline-dir", folder)[0] == 0
+    code, out, _ = cli("--config", tmp_path / "modernbert-align.toml", "baseline", "show", "--baseline-dir", folder)
+    assert code == 1
+    assert "FAIL" in out
+
+
 def test_show_of_no_folder_is_refused(cli, tmp_path):
     assert cli("baseline", "show", "--baseline-dir", tmp_path / "none")[0] == 2
 

@@ -129,3 +129,13 @@ def test_verbose_says_how_long_everything_took(cli, project):
     assert code == 0
     assert any(line.rstrip().endswith("accumulated") and " s " in line for line in out.splitlines())
     assert all(line.startswith("[") and " s] " in line for line in err.splitlines() if "importing" in line)
+
+
+def test_defaults_for_live_comparisons_do_not_contradict_traces(cli, project, tmp_path, monkeypatch):
+    project('[diff]\nmodel="base"\nhead="masked_lm"\ndtype="bf16"\nengine="stream"\n')
+    for backend in ("hf", "paddle"):
+        assert cli("trace", "--backend", backend, "--model", "tiny", "--out", f"{backend}.trace")[0] == 0
+    traces = ("--reference", "hf.trace", "--candidate", "paddle.trace")
+    assert cli("diff", *traces)[0] == 0
+    code, _, err = cli("diff", *traces, "--model", "base")
+    assert (code, err.splitlines()[0]) == (2, "error: --model cannot be chosen for traces")

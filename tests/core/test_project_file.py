@@ -13,7 +13,10 @@ KNOWN = {
         Option(key="json", parameter="as_json", kind="flag"),
         Option(key="format", parameter="format", kind="text"),
     ),
-    ("gate",): (Option(key="require", parameter="require", kind="list"),),
+    ("gate",): (
+        Option(key="require", parameter="require", kind="list"),
+        Option(key="baseline", parameter="baseline", kind="paths"),
+    ),
     ("table", "show"): (Option(key="head", parameter="head", kind="text"),),
 }
 LIMIT = """
@@ -39,7 +42,7 @@ def written(tmp_path):
 def test_values_reach_the_parameters_of_their_commands(written, tmp_path):
     path = written(
         '[diff]\nmodel = "tiny"\nreport-dir = "out"\nsteps = 4\njson = true\nformat = ["json", "html"]\n'
-        '[gate]\nrequire = "model=tiny,dtype=fp32"\n[table.show]\nhead = "base"\n' + LIMIT
+        '[gate]\nrequire = "model=tiny,dtype=fp32"\nbaseline = ["b/*.json"]\n[table.show]\nhead = "base"\n' + LIMIT
     )
     found = read_project_file(path, KNOWN)
     assert found.defaults == {
@@ -50,7 +53,7 @@ def test_values_reach_the_parameters_of_their_commands(written, tmp_path):
             "as_json": True,
             "format": "json,html",
         },
-        "gate": {"require": ["model=tiny,dtype=fp32"]},
+        "gate": {"require": ["model=tiny,dtype=fp32"], "baseline": [str(tmp_path / "b" / "*.json")]},
         "table": {"show": {"head": "base"}},
     }
     assert [(o.probe, o.limit, o.mode, o.phase) for o in found.overrides] == [("layers.*.mlp", 3.0, None, "forward")]
