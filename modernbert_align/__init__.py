@@ -1,6 +1,16 @@
 """ModernBERT for Paddle, with conversion from Hugging Face and a layer-by-layer proof that both agree.
 
-Importing this package imports no framework.
+Importing this package imports no framework; `register` imports PaddleNLP when it is called for the first time.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # By name, for an import statement would make every module depend on PaddleNLP through this one.
+    if name != "register":
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    return import_module(f"{__name__}.models.modernbert.auto").register

@@ -1,0 +1,61 @@
+"""Makes PaddleNLP's Auto classes know ModernBERT.
+
+PaddleNLP's AutoModel picks a class by a substring of `architectures`. "ModernBert" contains "Bert", and so, untaught,
+it builds a BERT with random weights from a ModernBERT folder. Here the choice is made by `model_type`, which is exact,
+before PaddleNLP makes its own; a folder of any other type goes through PaddleNLP's code unchanged.
+
+Source: paddlenlp 2.8.1 and 3.0.0b4, transformers/auto/configuration.py and modeling.py.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from paddlenlp.transformers.auto import configuration as auto_configuration
+from paddlenlp.transformers.auto import modeling as auto_modeling
+
+from modernbert_align.errors import ConfigError
+from modernbert_align.models import modernbert
+from modernbert_align.models.modernbert.configuration import ModernBertConfig
+
+MODEL_TYPE = ModernBertConfig.model_type
+
+
+@cache
+def register() -> None:
+    """Put ModernBERT into AutoConfig, AutoModel and AutoModelFor... of PaddleNLP, in this process.
+
+    Calling it again changes nothing. Other models are loaded as before.
+    """
+    auto_configuration.AutoConfig.MAPPING_NAMES[MODEL_TYPE] = [ModernBertConfig]  # paddlenlp 2.8.1
+    if hasattr(auto_configuration, "CONFIG_MAPPING"):  # paddlenlp 3
+        auto_configuration.CONFIG_MAPPING.register(MODEL_TYPE, ModernBertConfig, exist_ok=True)
+    _choose_models_by_type(auto_modeling._BaseAutoModelClass)
+
+
+def _choose_models_by_type(auto_class: Any) -> None:
+    theirs = auto_class._get_model_class_from_config.__func__
+
+    def choose(cls: Any, pretrained_model_name_or_path: Any, config_file_path: Any, config: Any = None) -> Any:
+        if _model_type(config_file_path if config is None else config) == MODEL_TYPE:
+            return _model_class(cls)
+        return theirs(cls, pretrained_model_name_or_path, config_file_path, config)
+
+    auto_class._get_model_class_from_config = classmethod(choose)
+
+
+def _model_type(config: Any) -> str | None:
+    """`model_type` of a configuration: an object, a dict, or the path of a config.json."""
+    if isinstance(config, (str, Path)):
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    return config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+
+
+def _model_class(auto_class: Any) -> Any:
+    """Our class for the task of an Auto class; the task is what that Auto class would build of a BERT."""
+    name = "Modern" + auto_class._name_mapping["BertModel_Import_Class"]
+    if name not in modernbert.__all__:
+        known = ", ".join(name for name in modernbert.__all__ if name.startswith("ModernBertFor"))
+        raise ConfigError(f"there is no `{name}`", hint=f"the heads are: {known}; the encoder is ModernBertModel")
+    return getattr(modernbert, name)
