@@ -157,7 +157,10 @@ def run(
         )
         return code
     out = console.stdout()
+    quiet = console.is_quiet()
     for path, report, judgement in outcomes:
+        if quiet and judgement.exit_code == EXIT_ALIGNED:
+            continue
         coverage = judgement.coverage
         out.print(
             f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}"
@@ -175,7 +178,8 @@ def run(
             first = judgement.first_failing
             out.print(f"  first failing: {first.place}: {first.detail}", soft_wrap=True, markup=False)
     for trend in trends if baselines else ():
-        trend.show()
+        if not quiet or trend.exit_code != EXIT_ALIGNED:
+            trend.show()
     for text in unmet:
         out.print(f"NOT_COMPARED required {text}: no report covers it", soft_wrap=True, markup=False)
     out.print(f"gate: exit {code}")

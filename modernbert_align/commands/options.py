@@ -60,8 +60,8 @@ complete_dtype: Callable[[str], Sequence[str]] = one_of("fp32", "bf16")
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", callback=console.set_quiet, help="No progress; of a comparison the verdict alone.",
-        rich_help_panel=OUTPUT,
+        "--quiet", "-q", callback=console.set_quiet, rich_help_panel=OUTPUT,
+        help="No progress; of a comparison the verdict, of a gate what stops it.",
     ),
 ]  # fmt: skip
 Verbose = Annotated[

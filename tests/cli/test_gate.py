@@ -44,6 +44,14 @@ def test_json_outcome_is_alone_on_stdout(cli, report):
     assert document["reports"][0]["verdict"] == "PASS"
 
 
+def test_quiet_says_only_what_stops_the_gate(cli, reports):
+    every = sorted(reports.glob("*.json"))
+    assert cli("gate", *every, "-q")[1] == "gate: exit 0\n"
+    code, out, _ = cli("gate", *every, "-q", "--require", "model=base,dtype=fp32")
+    assert (code, len(out.splitlines())) == (5, 2)
+    assert "no report covers it" in out
+
+
 @pytest.mark.parametrize(
     ("require", "code"),
     [
