@@ -1,4 +1,4 @@
-"""ModernBERT in PaddleNLP's file set: configuration, modeling (encoder, masked LM), heads, attention.
+"""ModernBERT in PaddleNLP's file set: configuration, modeling (encoder, masked LM), heads, attention, tokenizer.
 
 Classes are imported when they are first used: importing this package imports neither paddle nor paddlenlp.
 """
@@ -15,6 +15,7 @@ _WHERE = {
     "ModernBertForTokenClassification": "heads",
     "ModernBertModel": "modeling",
     "ModernBertPretrainedModel": "modeling",
+    "ModernBertTokenizer": "tokenizer",
 }
 
 __all__ = list(_WHERE)
