@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.model_outputs import BaseModelOutput, MaskedLMOutput
 from paddlenlp.transformers.model_utils import PretrainedModel, register_base_model
@@ -193,6 +194,7 @@ class ModernBertModel(ModernBertPretrainedModel):
         self.layers = nn.LayerList([ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = LayerNorm(config)
         self.rotary_emb = nn.LayerDict({kind: ModernBertRotaryEmbedding(config, kind) for kind in (FULL, SLIDING)})
+        self.enable_recompute = False  # `recompute_enable` and PaddleNLP's Trainer set it
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
@@ -201,6 +203,12 @@ class ModernBertModel(ModernBertPretrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.embeddings.tok_embeddings = value
+
+    def _run(self, layer: nn.Layer, *arguments: Any) -> Any:
+        """Call a layer; with recompute on, keep its inputs only and run it again in the backward pass."""
+        if self.enable_recompute and self.training:
+            return recompute(layer, *arguments, use_reentrant=self.config.recompute_use_reentrant)
+        return layer(*arguments)
 
     def forward(
         self,
@@ -252,7 +260,7 @@ class ModernBertModel(ModernBertPretrainedModel):
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
             kind = layer.attention_type
-            hidden_states = layer(hidden_states, positions[kind], biases[kind], output_attentions)
+            hidden_states = self._run(layer, hidden_states, positions[kind], biases[kind], output_attentions)
             if output_attentions:
                 hidden_states, probabilities = hidden_states
                 all_attentions += (probabilities,)
