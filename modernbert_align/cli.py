@@ -248,6 +248,52 @@ def verify(
 
 
 @app.command()
+def tile(
+    to: Annotated[
+        str,
+        typer.Option(
+            help="The larger model: a fixture (large), or a folder or config.json that says its sizes.",
+            metavar="NAME|DIR|FILE",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_model,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"{MODEL} Of either framework. Default: base.",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: checkpoints/<to>-from-<model>.", rich_help_panel=OUTPUT)
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="base drops the checkpoint's head; a fixture gets the head named.",
+            metavar="HEAD",
+            rich_help_panel=SOURCE,
+            autocompletion=complete_head,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier tiling.", rich_help_panel=RUN)] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Start a large checkpoint from the weights of a smaller one: center tiling with wraparound.
+
+    Example: modernbert-align tile --model answerdotai/ModernBERT-base --to large
+    """
+    from modernbert_align.commands import tile as command
+
+    raise typer.Exit(command.run(model=model, to=to, out=out, head=head, force=force, as_json=as_json))
+
+
+@app.command()
 def diff(
     ctx: typer.Context,
     dtype: Annotated[

@@ -149,7 +149,7 @@ def plan_conversion(request: Request, table: Table) -> Conversion:
     carried = tuple(request.folder / name for name in table.carried_files if (request.folder / name).is_file())
     for path in carried:
         check_inside(path, request.folder)
-        _check_readable(path)
+        check_readable(path)
     outputs = lay_out(plan, request.shard_size)
     conversion = Conversion(
         plan=plan,
@@ -158,7 +158,7 @@ def plan_conversion(request: Request, table: Table) -> Conversion:
         index=index_text(plan, outputs),
         target_config=target_config,
         carried=carried,
-        source_stats={p.name: _stat(p) for p in (config_path, *_weight_files(checkpoint), *carried)},
+        source_stats={p.name: file_stat(p) for p in (config_path, *weight_files(checkpoint), *carried)},
     )
     _check_proofs(request, conversion)
     return conversion
@@ -187,11 +187,13 @@ def _check_proofs(request: Request, conversion: Conversion) -> None:
         raise UsageError(f"--prove roundtrip cannot hold: {reason}", hint="use --prove tensors,dye")
 
 
-def _weight_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+def weight_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """The files of a checkpoint that hold or place its tensors."""
     return checkpoint.files if checkpoint.index is None else (*checkpoint.files, checkpoint.index)
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def file_stat(path: Path) -> tuple[int, int]:
+    """Size and time of change, which tell whether a file is what it was."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
@@ -251,20 +253,21 @@ def convert(
         ConfigError, UsageError: See `plan_conversion`.
     """
     conversion = plan_conversion(request, table)
-    _refuse(conversion.plan.problems)
-    with _explained(out):
-        _check_places(request.folder, out)
+    refuse(conversion.plan.problems, "; --dry-run lists them")
+    with explained(out):
+        check_places(request.folder, out)
         present = out.exists() or out.is_symlink()
         if not present:  # now, for the pool below ends only when all of the source has been read
-            _check_space(out, conversion.needs_bytes)
-    with _explained(out), ThreadPoolExecutor(max_workers=1, thread_name_prefix="source-digest") as pool:
-        source_files = pool.submit(_source_files, request, conversion)
+            check_space(out, conversion.needs_bytes)
+    with explained(out), ThreadPoolExecutor(max_workers=1, thread_name_prefix="source-digest") as pool:
+        plan = conversion.plan
+        source_files = pool.submit(digest_source, plan.checkpoint, conversion.carried, request.digest)
         if present:
             existing = _existing(out, request, _manifest(request, conversion, source_files.result()), force)
             if existing is not None:
                 return Result(out=out, manifest=existing, up_to_date=True)
-            _check_space(out, conversion.needs_bytes)
-        _check_tied(conversion.plan)
+            check_space(out, conversion.needs_bytes)
+        check_tied(conversion.plan)
         proofs: list[Proof] = []
         if "dye" in request.prove:
             notify("following every element from its place in the source to its place in the output")
@@ -284,7 +287,7 @@ def convert(
             manifest = _manifest(request, conversion, source_files.result())
             _check_unchanged(request, conversion)
             manifest = _prove(request, conversion, partial.path, manifest, records, proofs, notify)
-            _write_json(partial.path / MANIFEST, manifest.model_dump(mode="json"))
+            write_json(partial.path / MANIFEST, manifest.model_dump(mode="json"))
     return Result(out=out, manifest=manifest, up_to_date=False)
 
 
@@ -327,25 +330,29 @@ def _small_names(conversion: Conversion) -> set[str]:
 
 
 def _write_small_files(request: Request, conversion: Conversion, folder: Path) -> None:
-    _write_json(folder / "config.json", conversion.target_config)
+    write_json(folder / "config.json", conversion.target_config)
     if conversion.index is not None:
         _write_text(folder / INDEX, conversion.index)
-    for path in conversion.carried:
+    copy_files(conversion.carried, folder)
+
+
+def copy_files(files: Sequence[Path], folder: Path) -> None:
+    """Copy files into a folder under their own names."""
+    for path in files:
         shutil.copyfile(path, folder / path.name)
 
 
-def _source_files(request: Request, conversion: Conversion) -> tuple[FileDigest, ...]:
-    """Digests of everything the output is made from; those the hub publishes are taken from the cache's layout."""
+def digest_source(checkpoint: Checkpoint, carried: Sequence[Path], algorithm: Algorithm) -> tuple[FileDigest, ...]:
+    """Digests of everything an output is made from; those the hub publishes are taken from the cache's layout."""
     found = []
-    weights = conversion.plan.checkpoint.files
-    for path in (request.folder / "config.json", *_weight_files(conversion.plan.checkpoint), *conversion.carried):
+    for path in (checkpoint.folder / "config.json", *weight_files(checkpoint), *carried):
         published = published_sha256(path)
-        if published is not None and path in weights:
+        if published is not None and path in checkpoint.files:
             digest = FileDigest(
                 name=path.name, size_bytes=path.stat().st_size, digest=f"sha256:{published}", published=True
             )
         else:
-            digest = digest_file(path, request.digest if path in weights else "sha256")
+            digest = digest_file(path, algorithm if path in checkpoint.files else "sha256")
         found.append(digest)
     return tuple(found)
 
@@ -396,14 +403,22 @@ def _journal_key(request: Request, conversion: Conversion) -> dict[str, Any]:
     }
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
+def refuse(problems: Sequence[Problem], where_listed: str) -> None:
+    """Raise the worst problem of a plan, if it has any.
+
+    Args:
+        where_listed: Appended to the number of the others.
+
+    Raises:
+        CheckpointError: There is one.
+    """
     if problems:
-        more = f" (and {len(problems) - 1} more problems; --dry-run lists them)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more problems{where_listed})" if len(problems) > 1 else ""
         raise CheckpointError(problems[0].message + more, hint=problems[0].hint)
 
 
 @contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     """Turn what the system refuses into an error that names the file."""
     try:
         yield
@@ -414,7 +429,12 @@ def _explained(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Refuse a carried file that cannot be read, before anything is written.
+
+    Raises:
+        CheckpointError: It cannot.
+    """
     try:
         path.open("rb").close()
     except OSError as error:
@@ -423,7 +443,12 @@ def _check_readable(path: Path) -> None:
         ) from None
 
 
-def _check_places(source: Path, out: Path) -> None:
+def check_places(source: Path, out: Path) -> None:
+    """Refuse an output that would lie in, on or around its source, or in a hub cache.
+
+    Raises:
+        CheckpointError: It would.
+    """
     if out.name in ("", ".."):
         raise CheckpointError(f"the output `{out}` has no name of its own", hint="choose another --out")
     source_real = _real(source)
@@ -442,7 +467,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
 
 
-def _check_space(out: Path, needs_bytes: int) -> None:
+def check_space(out: Path, needs_bytes: int) -> None:
     """Raise before the first byte if the disk is too full; what an abandoned attempt takes counts as free."""
     place = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
@@ -457,7 +482,7 @@ def _check_space(out: Path, needs_bytes: int) -> None:
 
 
 def _check_unchanged(request: Request, conversion: Conversion) -> None:
-    changed = [name for name, stat in conversion.source_stats.items() if _stat(request.folder / name) != stat]
+    changed = [name for name, stat in conversion.source_stats.items() if file_stat(request.folder / name) != stat]
     if changed:
         raise CheckpointError(
             f"`{request.folder / changed[0]}` changed while it was converted", hint="convert again when it is at rest"
@@ -506,7 +531,7 @@ def _same_file(folder: Path, file: FileDigest) -> bool:
     return digest_file(path, algorithm) == file
 
 
-def _check_tied(plan: Plan) -> None:
+def check_tied(plan: Plan) -> None:
     """A tied weight is left out of the file only if it is bit for bit the weight it repeats.
 
     Raises:
@@ -529,7 +554,8 @@ def _check_tied(plan: Plan) -> None:
             )
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document with sorted keys, on the disk when this returns."""
     _write_text(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 

@@ -20,8 +20,8 @@ from modernbert_align.errors import CheckpointError
 JOURNAL = "conversion_journal.jsonl"
 MANIFEST = "conversion_manifest.json"
 _WHAT = (
-    "This folder is an unfinished conversion by modernbert-align and not a checkpoint. Repeat the command with "
-    "--resume to finish it, without to start over, or delete the folder."
+    "This folder is an unfinished output of modernbert-align and not a checkpoint. Repeat the command to start "
+    "over (convert also finishes it, with --resume), or delete the folder."
 )
 
 

@@ -24,7 +24,13 @@ from modernbert_align.errors import ConfigError, TableError, UsageError
 Side = Literal["hf", "paddle"]
 Kind = Literal["embedding", "norm", "linear", "decoder"]
 Sizes = ModelConfig | SimpleNamespace
-_WRITTEN = ("config.json", "conversion_manifest.json", "conversion_journal.jsonl", "model.safetensors.index.json")
+_WRITTEN = (
+    "config.json",
+    "conversion_manifest.json",
+    "conversion_journal.jsonl",
+    "tiling_manifest.json",
+    "model.safetensors.index.json",
+)
 _DIM = re.compile(r"^(\d*)([A-Z]?)$")
 
 
@@ -97,6 +103,7 @@ class Entry:
         hf_shape, paddle_shape: Shapes as stored on each side.
         to: Full Hugging Face name of the weight a tied one repeats.
         probe: Name of the probe that owns the weight.
+        row, layer: Where in the table the weight comes from; layer 0 also outside of the layers.
         rows: For a part of a stacked Paddle weight, the rows it takes of it in Hugging Face's layout.
         stacked: Shape of the whole stacked weight in Hugging Face's layout.
     """
@@ -107,6 +114,8 @@ class Entry:
     hf_shape: tuple[int, ...]
     kind: Kind
     probe: str
+    row: Row
+    layer: int
     to: str = ""
     to_paddle: str = ""
     rows: tuple[int, int] | None = None
@@ -325,6 +334,8 @@ class Table:
             hf_shape=self.shape(row, config),
             kind=row.kind,
             probe=row.probe.format(i=layer),
+            row=row,
+            layer=layer,
             to=body_prefix + row.to.format(i=layer) if row.to else "",
             to_paddle=body_prefix + self._paddle_of(row.to).format(i=layer) if row.to else "",
             rows=(0, 0) if row.part else None,
@@ -335,6 +346,10 @@ class Table:
 
     def shape(self, row: Row, config: Sizes) -> tuple[int, ...]:
         """The Hugging Face shape of a row for one config."""
+        return tuple(parts * size for parts, size in self.axes(row, config))
+
+    def axes(self, row: Row, config: Sizes) -> tuple[tuple[int, int], ...]:
+        """Every axis of a row's Hugging Face shape as (parts, size of a part); `3H` is three of the hidden size."""
         dims = []
         for token in row.shape.split():
             match = _DIM.match(token)
@@ -344,7 +359,7 @@ class Table:
             size = getattr(config, key, None) if key else 1
             if type(size) is not int:
                 raise TableError(f"the dimension `{match[2]}` of table `{self.id}` is `{key}`, which is not a size")
-            dims.append(int(match[1] or 1) * size)
+            dims.append((int(match[1] or 1), size))
         return tuple(dims)
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 COMMANDS = [
-    "", "convert", "verify", "diff", "trace", "selftest", "gate", "compare", "report", "doctor", "table", "baseline",
-    "baseline update", "config",
+    "", "convert", "verify", "tile", "diff", "trace", "selftest", "gate", "compare", "report", "doctor", "table",
+    "baseline", "baseline update", "config",
 ]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_help_fits_80_columns_and_shows_no_colour_off_a_terminal(command):
     assert "\x1b" not in found.stdout
 
 
-@pytest.mark.parametrize("command", ["convert", "verify", "diff", "trace", "selftest", "gate", "compare"])
+@pytest.mark.parametrize("command", ["convert", "verify", "tile", "diff", "trace", "selftest", "gate", "compare"])
 def test_help_has_an_example(command):
     assert "Example: modernbert-align" in run(command, "--help").stdout.replace("\n", " ")
 

@@ -5,6 +5,7 @@ fixture `tiny` in place of `base` and of what the hub has, since only the size d
 listed with the reason, and is then checked otherwise.
 """
 
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ SMALLER = (
     (r"--model base\b(?!-)", "--model tiny"),
     (r"\bdiff-base-", "diff-tiny-"),
     (r"checkpoints/base-paddle", "checkpoints/tiny-paddle"),
+    (r"--to large\b", "--to path/to/wider"),
 )
 HUB = ("answerdotai/ModernBERT-base", "answerdotai/ModernBERT-large")
 EXIT_CODES = {"modernbert-align table diff modernbert modernbert-decoder": 1}  # they differ
@@ -86,6 +88,10 @@ def sandbox(tmp_path, monkeypatch, hub, fixture_folder, converted):
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "hf-folder").symlink_to(fixture_folder("tiny"))
     (tmp_path / "path" / "to" / "paddle-folder").symlink_to(converted("tiny"))
+    wider = json.loads((fixture_folder("tiny") / "config.json").read_text()) | {"hidden_size": 96}
+    wider |= {"num_attention_heads": 6, "num_hidden_layers": 5, "layer_types": None}
+    (tmp_path / "path" / "to" / "wider").mkdir()
+    (tmp_path / "path" / "to" / "wider" / "config.json").write_text(json.dumps(wider))
     for name in ("benchmarks", "configs", "constraints", "docs", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
