@@ -280,7 +280,7 @@ def test_the_first_line_says_what_the_folder_is(out):
     with opened(out) as partial:
         first = json.loads((partial.path / JOURNAL).read_text().splitlines()[0])
         assert first["request"] == REQUEST
-        for part in ("unfinished conversion", "modernbert-align", "not a checkpoint", "--resume", "delete the folder"):
+        for part in ("unfinished output", "modernbert-align", "not a checkpoint", "--resume", "delete the folder"):
             assert part in first["what"]
 
 
