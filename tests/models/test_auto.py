@@ -110,6 +110,13 @@ def test_head_that_does_not_exist_is_refused(saved):
     assert "ModernBertForMaskedLM" in caught.value.hint
 
 
+def test_decoder_is_refused_and_not_taken_for_a_bert(tmp_path):
+    config = {"model_type": "modernbert-decoder", "architectures": ["ModernBertDecoderForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="decoder"), quiet():
+        paddlenlp_transformers.AutoModel.from_pretrained(str(tmp_path))
+
+
 @pytest.mark.parametrize("where", ["modernbert/bert", "modernbert-base"])
 def test_bert_still_loads_as_bert(bert, tmp_path, where):
     folder = tmp_path / where

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import paddlenlp.transformers as paddlenlp_transformers
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import modernbert_align
 from modernbert_align.backends.paddle import quiet
@@ -253,7 +253,11 @@ def test_decoding_changes_no_spaces_unless_asked(ours):
     assert ours.decode(ids, clean_up_tokenization_spaces=True) == "well, yes."
 
 
-@pytest.mark.parametrize("reader", [load, PreTrainedTokenizerFast.from_pretrained])
+@pytest.mark.parametrize(
+    "reader",
+    [load, PreTrainedTokenizerFast.from_pretrained, AutoTokenizer.from_pretrained],
+    ids=["ours", "fast", "auto"],
+)
 def test_saved_tokenizer_gives_the_same_ids(folder, tmp_path, reader):
     tokenizer = load(folder)
     assert tokenizer.add_tokens(["newtoken"]) == 1

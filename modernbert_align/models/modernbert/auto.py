@@ -24,6 +24,7 @@ from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.tokenizer import ModernBertTokenizer
 
 MODEL_TYPE = ModernBertConfig.model_type
+DECODER_TYPE = "modernbert-decoder"
 # Classes of transformers, and none, that say "as tokenizer.json has it".
 GENERIC_TOKENIZERS = (None, "PreTrainedTokenizerFast", "PretrainedTokenizerFast", "TokenizersBackend")
 
@@ -45,8 +46,14 @@ def _choose_models_by_type(auto_class: Any) -> None:
     theirs = auto_class._get_model_class_from_config.__func__
 
     def choose(cls: Any, pretrained_model_name_or_path: Any, config_file_path: Any, config: Any = None) -> Any:
-        if _model_type(config_file_path if config is None else config) == MODEL_TYPE:
+        model_type = _model_type(config_file_path if config is None else config)
+        if model_type == MODEL_TYPE:
             return _model_class(cls)
+        if model_type == DECODER_TYPE:
+            raise ConfigError(
+                "a ModernBERT decoder can be converted and has no Paddle model",
+                hint="PaddleNLP would take it for a BERT",
+            )
         return theirs(cls, pretrained_model_name_or_path, config_file_path, config)
 
     auto_class._get_model_class_from_config = classmethod(choose)
@@ -68,7 +75,8 @@ def _has_our_tokenizer(folder: Path) -> bool:
     config, settings = folder / "config.json", folder / "tokenizer_config.json"
     named = None
     if settings.is_file():
-        named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        written = json.loads(settings.read_text(encoding="utf-8"))
+        named = written.get("init_class", written.get("tokenizer_class"))  # PaddleNLP's order
     if named in GENERIC_TOKENIZERS:
         return config.is_file() and _model_type(config) == MODEL_TYPE
     return named == ModernBertTokenizer.__name__

@@ -8,6 +8,7 @@ Source: paddlenlp 2.8.1 and 3.0.0b4, transformers/tokenizer_utils_base.py; trans
 tokenization_utils_tokenizers.py.
 """
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -301,6 +302,27 @@ class ModernBertTokenizer(PretrainedTokenizerBase):
 
     def _wanted(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
+
+    def save_pretrained(self, save_directory: Any, filename_prefix: str | None = None, **kwargs: Any) -> Any:
+        """Write tokenizer.json and its settings, for PaddleNLP and for transformers.
+
+        transformers knows no `ModernBertTokenizer` and refuses to read what claims to be one: `tokenizer_class` names its
+        own generic class, and `init_class`, an older key of PaddleNLP for the same thing, names this one.
+
+        Args:
+            save_directory: A folder; created if absent.
+            filename_prefix: Put in front of the names of the files with the settings.
+            **kwargs: As in PaddleNLP's own tokenizers.
+
+        Returns:
+            The names of the files.
+        """
+        names = super().save_pretrained(save_directory, filename_prefix, **kwargs)
+        path = Path(names[0])
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "init_class": type(self).__name__}
+        path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        return names
 
     def save_resources(self, save_directory: str) -> None:
         """Write tokenizer.json, with all tokens that were added since it was read."""
