@@ -63,7 +63,7 @@ def labels(head):
 
 def values(output):
     """All tensors of an output, as arrays."""
-    return [tensor.numpy() for tensor in (output if isinstance(output, (tuple, list)) else [output])]
+    return [tensor.astype("float32").numpy() for tensor in (output if isinstance(output, (tuple, list)) else [output])]
 
 
 def assert_equal(a, b):
@@ -200,9 +200,51 @@ def test_nothing_is_there_to_fuse_or_split():
         assert modernbert.ModernBertForMaskedLM._get_fuse_or_split_param_mappings(config, fuse) == {}
 
 
-@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification"])
-def test_exported_model_gives_the_same_numbers_for_every_shape(head, tmp_path):
+def test_paddlenlps_trainer_trains_saves_and_turns_recompute_on(fixture_folder, tmp_path):
+    from paddlenlp.data import DataCollatorForLanguageModeling
+    from paddlenlp.trainer import Trainer, TrainingArguments
+
+    tokenizer = modernbert.ModernBertTokenizer.from_pretrained(str(fixture_folder("tiny")))
+    texts = ["a cat sat on the mat", "the dog ran far away"] * 4
+    model = build("ForMaskedLM", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    before = model.head.dense.weight.numpy()
+    with quiet():
+        Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(tmp_path),
+                device="cpu",
+                max_steps=2,
+                save_steps=2,
+                per_device_train_batch_size=4,
+                recompute=True,
+                disable_tqdm=True,
+                report_to="none",
+            ),
+            train_dataset=[{"input_ids": tokenizer(text)["input_ids"]} for text in texts],
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5),
+            tokenizer=tokenizer,
+        ).train()
+        loaded = modernbert.ModernBertForMaskedLM.from_pretrained(str(tmp_path / "checkpoint-2"))
+    assert model.model.enable_recompute
+    assert np.abs(model.head.dense.weight.numpy() - before).max() > 0
+    np.testing.assert_array_equal(loaded.head.dense.weight.numpy(), model.head.dense.weight.numpy())
+    reader = modernbert.ModernBertTokenizer.from_pretrained(str(tmp_path / "checkpoint-2"))
+    assert reader(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("head", "dtype"),
+    [
+        ("Model", "float32"),
+        ("ForMaskedLM", "float32"),
+        ("ForSequenceClassification", "float32"),
+        ("ForMaskedLM", "bfloat16"),
+    ],
+)
+def test_exported_model_gives_the_same_numbers_for_every_shape(head, dtype, tmp_path):
     model = build(head)
+    model.to(dtype=dtype)
     sizes = [{"rows": 2, "length": 13}, {"rows": 1, "length": 30}]
     eager = [values(model(**batch(head, **size))) for size in sizes]
     spec = [InputSpec([None, None], "int64", name) for name in ("input_ids", "attention_mask")]

@@ -39,7 +39,7 @@ class TokenEmbedding(nn.Embedding):
         if self.pad_token_id is None or out.stop_gradient:
             return out
         padding = (input_ids == self.pad_token_id).unsqueeze(-1)  # [batch seq 1]
-        return rounded(lambda frozen, live: paddle.where(padding, frozen, live), out.detach(), out)
+        return rounded(lambda live: paddle.where(padding, live.detach(), live), out)
 
 
 class LayerNorm(nn.LayerNorm):

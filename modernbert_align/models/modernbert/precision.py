@@ -16,7 +16,11 @@ HALF = (paddle.bfloat16, paddle.float16)
 
 def emulated(x: paddle.Tensor) -> bool:
     """Whether operations on `x` run in float32 with rounding, for lack of a kernel."""
-    return x.dtype in HALF and x.place.is_cpu_place()
+    if x.dtype not in HALF:
+        return False
+    if paddle.in_dynamic_mode():
+        return x.place.is_cpu_place()
+    return paddle.get_device() == "cpu"  # a graph that is being compiled has no places yet
 
 
 def rounded(op: Callable[..., paddle.Tensor], *operands: Any, **kwargs: Any) -> paddle.Tensor:
@@ -29,5 +33,5 @@ def rounded(op: Callable[..., paddle.Tensor], *operands: Any, **kwargs: Any) -> 
     """
     if not emulated(operands[0]):
         return op(*operands, **kwargs)
-    wide = (x.astype(paddle.float32) if isinstance(x, paddle.Tensor) and x.dtype in HALF else x for x in operands)
+    wide = (x.astype(paddle.float32) if getattr(x, "dtype", None) in HALF else x for x in operands)
     return op(*wide, **kwargs).astype(operands[0].dtype)

@@ -306,7 +306,7 @@ class ModernBertTokenizer(PretrainedTokenizerBase):
     def save_pretrained(self, save_directory: Any, filename_prefix: str | None = None, **kwargs: Any) -> Any:
         """Write tokenizer.json and its settings, for PaddleNLP and for transformers.
 
-        transformers knows no `ModernBertTokenizer` and refuses to read what claims to be one: `tokenizer_class` names its
+        transformers knows no `ModernBertTokenizer` and does not read what claims to be one: `tokenizer_class` names its
         own generic class, and `init_class`, an older key of PaddleNLP for the same thing, names this one.
 
         Args:
