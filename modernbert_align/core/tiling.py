@@ -13,13 +13,13 @@ and src/bert_layers/model.py (`init_model_from_pretrained`, `init_mlm_model_from
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from modernbert_align.core.model_config import ModelConfig
+from modernbert_align.core.model_config import ModelConfig, RopeScaling
 from modernbert_align.core.table import Entry, Table
 from modernbert_align.core.table_check import switches
 from modernbert_align.errors import UsageError
@@ -165,4 +165,11 @@ def _check_heads(source: ModelConfig, target: ModelConfig) -> None:
 def _settings(source: ModelConfig, target: ModelConfig, without: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     names = [field.name for field in fields(ModelConfig) if field.name not in (*_NO_SETTING, *without)]
     pairs = {name: (getattr(source, name), getattr(target, name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: (_plain(pair[0]), _plain(pair[1])) for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as config.json would say it."""
+    if isinstance(value, RopeScaling):
+        return {key: given for key, given in asdict(value).items() if given is not None}
+    return value

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from modernbert_align.core import tiled_checkpoint as module
-from modernbert_align.core.checkpoint import unsigned
+from modernbert_align.core.checkpoint import Checkpoint, unsigned
 from modernbert_align.core.model_config import parse_config
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tiled_checkpoint import TILING_MANIFEST, TileRequest, plan_tile, tile
@@ -212,6 +212,18 @@ def test_any_piece_of_a_tiled_tensor_is_that_piece_of_the_whole(build, tmp_path_
     assert np.array_equal(piece, whole[start : start + piece.size])
 
 
+def test_of_a_paddle_source_one_matrix_at_a_time_is_kept(build, table, tmp_path, monkeypatch):
+    """Its Linear weights lie transposed in the file: they are read whole, but neither twice nor for good."""
+    built = build(tmp_path / "small", side="paddle")
+    checkpoint = plan_tile(request(built.folder, built.config | LARGER), table).plan.checkpoint
+    reads, read = [], Checkpoint.read
+    monkeypatch.setattr(Checkpoint, "read", lambda self, name: (reads.append(name), read(self, name))[1])
+    for name in ("model.layers.0.attn.Wqkv.weight", "model.layers.0.attn.Wo.weight", "model.layers.0.attn.Wqkv.weight"):
+        for start in range(4):
+            checkpoint.fill(name, 5 * start, np.empty(5, dtype=np.uint32))
+    assert [name.split(".")[-2] for name in reads] == ["Wqkv", "Wo", "Wqkv"]
+
+
 def test_shards_and_older_names_are_read(build, table, tmp_path):
     plain = build(tmp_path / "plain")
     sharded = build(tmp_path / "sharded", shards=3)
@@ -264,6 +276,11 @@ def test_what_differs_beside_the_sizes_is_recorded(tiny_config, table):
         "attention_dropout": (0.0, 0.1),
     }
     assert plan_tiling(tiny_config(), tiny_config(**LARGER), table).settings == {}
+    scaled = tiny_config(**LARGER, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert plan_tiling(tiny_config(), scaled, table).settings == {
+        "full_rope_scaling": (None, {"rope_type": "linear", "factor": 2.0}),
+        "sliding_rope_scaling": (None, {"rope_type": "linear", "factor": 2.0}),
+    }
 
 
 def test_layers_whose_attention_changes_its_kind_are_recorded(tiny_config, table):
