@@ -19,12 +19,13 @@ from modernbert_align.errors import CheckpointError
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def load(folder: Path, architecture: str, dtype: str) -> Any:
+def load(folder: Path, architecture: str, dtype: str, attention: str = "eager") -> Any:
     """Load a converted checkpoint, in evaluation mode, the way users do: with `from_pretrained`.
 
     Args:
         architecture: A class of `modernbert_align.models.modernbert`.
         dtype: fp32 or bf16.
+        attention: How attention is computed; eager carries the alignment contract.
 
     Raises:
         CheckpointError: A weight of the architecture is not in the checkpoint; it is never left at random.
@@ -34,7 +35,9 @@ def load(folder: Path, architecture: str, dtype: str) -> Any:
 
     stored = set(open_checkpoint(folder).tensors)
     with quiet():
-        model = getattr(modernbert, architecture).from_pretrained(str(folder), dtype=_DTYPES[dtype])
+        model = getattr(modernbert, architecture).from_pretrained(
+            str(folder), dtype=_DTYPES[dtype], attn_implementation=attention
+        )
     tied = {"decoder.weight"} if model.config.tie_word_embeddings else set()
     prefix = f"{model.base_model_prefix}."
     wanted = set(model.state_dict()) - tied

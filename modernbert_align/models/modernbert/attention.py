@@ -17,6 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from modernbert_align.core.model_config import SLIDING, RopeScaling
+from modernbert_align.models.modernbert.blockwise import Span, blockwise_attention
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import Linear
 from modernbert_align.models.modernbert.precision import rounded
@@ -221,6 +222,7 @@ class ModernBertAttention(nn.Layer):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.is_sliding = config.layer_types[layer_idx] == SLIDING
+        self.half_window = config.local_attention // 2 if self.is_sliding else None
         self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
@@ -230,17 +232,26 @@ class ModernBertAttention(nn.Layer):
         hidden_states: paddle.Tensor,
         position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
         attention_bias: paddle.Tensor | None = None,
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        spans: tuple[Span, ...] | None = None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """Attend.
 
         Args:
-            hidden_states: [batch seq hidden].
-            position_embeddings: cos and sin, each [batch_or_1 seq head_dim].
+            hidden_states: [batch seq hidden], or [1 total hidden] with `spans`.
+            position_embeddings: cos and sin, each [batch_or_1 seq head_dim]; with `spans` as `blockwise.rotation`
+                makes them.
             attention_bias: [batch_or_1 1 seq_or_1 seq], or None.
+            spans: The sequences of a packed batch: attend block by block. None: eagerly.
 
         Returns:
-            The output [batch seq hidden] and the probabilities [batch heads seq seq].
+            The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq], or None with `spans`.
         """
+        if spans is not None:
+            qkv = self.Wqkv(hidden_states)  # [1 total 3*hidden]
+            out = blockwise_attention(
+                qkv, position_embeddings, spans, self.num_heads, self.half_window, self.attention_dropout, self.training
+            )
+            return self.out_drop(self.Wo(out)), None
         batch, seq = hidden_states.shape[:2]
         qkv = self.Wqkv(hidden_states).reshape([batch, seq, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [batch heads seq head_dim]

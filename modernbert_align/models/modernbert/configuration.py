@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 from paddlenlp.transformers.configuration_utils import PretrainedConfig
 
 from modernbert_align.core.model_config import RESOLVED_FIELDS, ModelConfig, parse_config
+from modernbert_align.errors import ConfigError
 
 __all__ = ["ModernBertConfig"]
 
 # Resolved into layer_types and rope_parameters; kept out of the attributes so that there is one truth.
 _V4_KEYS = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling")
 _RESOLVED = ("layer_types", "rope_parameters")
+_ATTENTION = "attn_implementation"
+ATTENTIONS = ("eager", "blockwise")
 
 
 class ModernBertConfig(PretrainedConfig):
@@ -26,10 +29,14 @@ class ModernBertConfig(PretrainedConfig):
 
     Args:
         **kwargs: Any key of a ModernBERT config.json. Missing ones take the reference's defaults, which are those of
-            ModernBERT-base.
+            ModernBERT-base. And `attn_implementation`, which says how attention is computed: `eager` (all pairs of
+            tokens, the implementation that carries the alignment contract) or `blockwise` (the same numbers but for
+            rounding, without padding and without a matrix over all pairs); None, the default, takes blockwise in
+            evaluation mode and eager in training or if attentions are asked for.
 
     Raises:
-        ConfigError: A switch that changes the numbers is not supported; it is never ignored.
+        ConfigError: A switch that changes the numbers is not supported; it is never ignored. Or there is no such
+            attention implementation, or it cannot return the attentions that are asked for.
     """
 
     model_type = "modernbert"
@@ -37,13 +44,57 @@ class ModernBertConfig(PretrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         model = parse_config({**kwargs, "model_type": kwargs.get("model_type", self.model_type)})
-        rest = {key: value for key, value in kwargs.items() if key not in (*_V4_KEYS, *_RESOLVED, "model_type")}
+        rest = {
+            key: value for key, value in kwargs.items() if key not in (*_V4_KEYS, *_RESOLVED, "model_type", _ATTENTION)
+        }
         super().__init__(**rest)
         for field in fields(ModelConfig):
             if field.name not in (*RESOLVED_FIELDS, "num_labels"):
                 setattr(self, field.name, getattr(model, field.name))
         self.layer_types = list(model.layer_types)
         self.rope_parameters = model.rope_parameters()
+        self.attn_implementation = kwargs.get(_ATTENTION)
+
+    @property
+    def attn_implementation(self) -> str | None:
+        """How attention is computed; can be changed at any time. Not saved, as in the reference.
+
+        Source: transformers 5.23.0, configuration_utils.py, PreTrainedConfig._attn_implementation.
+        """
+        return self._attn_implementation
+
+    @attn_implementation.setter
+    def attn_implementation(self, value: str | None) -> None:
+        if value == "flash":
+            raise ConfigError(
+                "attention implementation `flash` needs a CUDA device, half precision and a kernel with sliding "
+                "windows; none is built in",
+                hint="use `blockwise`, which needs no memory for all pairs of tokens either",
+            )
+        if value is not None and value not in ATTENTIONS:
+            raise ConfigError(f"unknown attention implementation `{value}`", hint=f"one of {', '.join(ATTENTIONS)}")
+        self._attn_implementation = value
+
+    def attention_for(self, *, training: bool, output_attentions: bool) -> str:
+        """The implementation of one forward pass.
+
+        Raises:
+            ConfigError: Attentions are asked for and the chosen implementation has none to return. The reference
+                warns and returns None in their place.
+        """
+        chosen = self.attn_implementation
+        if output_attentions and chosen not in (None, "eager"):
+            raise ConfigError(
+                f"attention implementation `{chosen}` cannot return attentions",
+                hint="set `attn_implementation` to `eager` for `output_attentions`",
+            )
+        return chosen or ("eager" if training or output_attentions else "blockwise")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint."""
+        found: dict[str, Any] = super().to_dict()
+        found.pop("_attn_implementation", None)
+        return found
 
     def resolved(self) -> ModelConfig:
         """The architecture as plain data, with changes made to the attributes taken in."""

@@ -24,6 +24,7 @@ from modernbert_align.models.modernbert.attention import (
     ModernBertRotaryEmbedding,
     attention_bias,
 )
+from modernbert_align.models.modernbert.blockwise import Packing, Span, packing, rotation
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import (
     LayerNorm,
@@ -76,9 +77,13 @@ class ModernBertEncoderLayer(nn.Layer):
         position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
         attention_bias: paddle.Tensor | None = None,
         output_attentions: bool = False,
+        spans: tuple[Span, ...] | None = None,
     ) -> Any:
-        """[batch seq hidden] -> same shape; with `output_attentions` also the probabilities [batch heads seq seq]."""
-        attended, probabilities = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias)
+        """[batch seq hidden] -> same shape; with `output_attentions` also the probabilities [batch heads seq seq].
+
+        With `spans` [1 total hidden] -> same shape; see `ModernBertAttention`.
+        """
+        attended, probabilities = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias, spans)
         hidden_states = rounded(paddle.add, hidden_states, attended)
         hidden_states = rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states)))
         return (hidden_states, probabilities) if output_attentions else hidden_states
@@ -245,26 +250,41 @@ class ModernBertModel(ModernBertPretrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.use_return_dict
-        hidden_states = self.embeddings(input_ids, inputs_embeds)  # [batch seq hidden]
-        seq, dtype = hidden_states.shape[1], hidden_states.dtype
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        batch, seq = given.shape[:2]  # type: ignore[union-attr]
         if position_ids is None:
             position_ids = paddle.arange(seq).unsqueeze(0)  # [1 seq]
-        windows = {FULL: None, SLIDING: self.config.local_attention // 2}
+        attention = self.config.attention_for(training=self.training, output_attentions=output_attentions)
+        packed: Packing | None = None
+        if attention == "blockwise":
+            packed = packing(batch, seq, attention_mask)
+            position_ids = packed.pack(position_ids.expand([batch, seq]))  # [1 total]
+            input_ids, inputs_embeds = (None if x is None else packed.pack(x) for x in (input_ids, inputs_embeds))
+        hidden_states = self.embeddings(input_ids, inputs_embeds)  # [batch seq hidden], or [1 total hidden] if packed
+        dtype = hidden_states.dtype
         kinds = sorted(set(self.config.layer_types))
         positions = {kind: self.rotary_emb[kind](position_ids, dtype) for kind in kinds}
-        biases = {kind: attention_bias(attention_mask, seq, windows[kind], dtype) for kind in kinds}
+        arguments: dict[str, tuple[Any, ...]]  # of a layer, after the hidden states
+        if packed is None:
+            windows = {FULL: None, SLIDING: self.config.local_attention // 2}
+            biases = {kind: attention_bias(attention_mask, seq, windows[kind], dtype) for kind in kinds}
+            arguments = {kind: (positions[kind], biases[kind], output_attentions) for kind in kinds}
+        else:
+            arguments = {kind: (rotation(*positions[kind]), None, False, packed.spans) for kind in kinds}
+
+        def restored(states: paddle.Tensor) -> paddle.Tensor:
+            return states if packed is None else packed.restore(states)  # [batch seq hidden]
 
         all_hidden_states: tuple[paddle.Tensor, ...] = ()
         all_attentions: tuple[paddle.Tensor, ...] = ()
         for layer in self.layers:
             if output_hidden_states:
-                all_hidden_states += (hidden_states,)
-            kind = layer.attention_type
-            hidden_states = self._run(layer, hidden_states, positions[kind], biases[kind], output_attentions)
+                all_hidden_states += (restored(hidden_states),)
+            hidden_states = self._run(layer, hidden_states, *arguments[layer.attention_type])
             if output_attentions:
                 hidden_states, probabilities = hidden_states
                 all_attentions += (probabilities,)
-        hidden_states = self.final_norm(hidden_states)
+        hidden_states = restored(self.final_norm(hidden_states))
         if output_hidden_states:
             all_hidden_states += (hidden_states,)
         output = BaseModelOutput(
