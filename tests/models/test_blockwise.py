@@ -352,3 +352,14 @@ def test_8192_tokens_give_eagers_values_in_sliding_layers():
             expected = forward(model, "eager", ids[:, piece], position_ids=positions).last_hidden_state
             inner = slice(0 if start == 0 else 8, 300 if start == 8192 - 300 else 292)
             assert_close(found[:, piece][:, inner], expected[:, inner])
+
+
+def test_static_graph_is_eager_and_refuses_blockwise():
+    spec = [paddle.static.InputSpec([None, None], "int64", "input_ids")]
+    traced = paddle.jit.to_static(build(), input_spec=spec, full_graph=True)
+    for length in (3, 140):
+        expected = forward(build(), "eager", tokens(2, length)).last_hidden_state
+        np.testing.assert_array_equal(traced(tokens(2, length))[0].numpy(), expected.numpy())
+    refused = paddle.jit.to_static(build(attn_implementation="blockwise"), input_spec=spec, full_graph=True)
+    with pytest.raises(ConfigError, match="static graph"):
+        refused(tokens(2, 3))

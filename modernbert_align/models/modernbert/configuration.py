@@ -32,7 +32,7 @@ class ModernBertConfig(PretrainedConfig):
             ModernBERT-base. And `attn_implementation`, which says how attention is computed: `eager` (all pairs of
             tokens, the implementation that carries the alignment contract) or `blockwise` (the same numbers but for
             rounding, without padding and without a matrix over all pairs); None, the default, takes blockwise in
-            evaluation mode and eager in training or if attentions are asked for.
+            evaluation mode and eager in training, if attentions are asked for, and for export as a static graph.
 
     Raises:
         ConfigError: A switch that changes the numbers is not supported; it is never ignored. Or there is no such
@@ -75,12 +75,15 @@ class ModernBertConfig(PretrainedConfig):
             raise ConfigError(f"unknown attention implementation `{value}`", hint=f"one of {', '.join(ATTENTIONS)}")
         self._attn_implementation = value
 
-    def attention_for(self, *, training: bool, output_attentions: bool) -> str:
+    def attention_for(self, *, training: bool, output_attentions: bool, tracing: bool) -> str:
         """The implementation of one forward pass.
 
+        Args:
+            tracing: Whether the pass is recorded as a static graph, which has no lengths yet.
+
         Raises:
-            ConfigError: Attentions are asked for and the chosen implementation has none to return. The reference
-                warns and returns None in their place.
+            ConfigError: Attentions are asked for and the chosen implementation has none to return (the reference
+                warns and returns None in their place); or it cannot be traced.
         """
         chosen = self.attn_implementation
         if output_attentions and chosen not in (None, "eager"):
@@ -88,7 +91,12 @@ class ModernBertConfig(PretrainedConfig):
                 f"attention implementation `{chosen}` cannot return attentions",
                 hint="set `attn_implementation` to `eager` for `output_attentions`",
             )
-        return chosen or ("eager" if training or output_attentions else "blockwise")
+        if tracing and chosen == "blockwise":
+            raise ConfigError(
+                "attention implementation `blockwise` goes by the lengths of a batch, which a static graph has not",
+                hint="set `attn_implementation` to `eager` for export",
+            )
+        return chosen or ("eager" if training or output_attentions or tracing else "blockwise")
 
     def to_dict(self) -> dict[str, Any]:
         """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint."""

@@ -254,7 +254,9 @@ class ModernBertModel(ModernBertPretrainedModel):
         batch, seq = given.shape[:2]  # type: ignore[union-attr]
         if position_ids is None:
             position_ids = paddle.arange(seq).unsqueeze(0)  # [1 seq]
-        attention = self.config.attention_for(training=self.training, output_attentions=output_attentions)
+        attention = self.config.attention_for(
+            training=self.training, output_attentions=output_attentions, tracing=not paddle.in_dynamic_mode()
+        )
         packed: Packing | None = None
         if attention == "blockwise":
             packed = packing(batch, seq, attention_mask)
