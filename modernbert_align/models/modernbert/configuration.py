@@ -98,9 +98,13 @@ class ModernBertConfig(PretrainedConfig):
             )
         return chosen or ("eager" if training or output_attentions or tracing else "blockwise")
 
-    def to_dict(self) -> dict[str, Any]:
-        """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint."""
-        found: dict[str, Any] = super().to_dict()
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint.
+
+        Args:
+            **kwargs: What PaddleNLP's own takes: nothing in 2.8.1, `saving_file` in 3.
+        """
+        found: dict[str, Any] = super().to_dict(**kwargs)
         found.pop("_attn_implementation", None)
         return found
 
