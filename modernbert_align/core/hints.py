@@ -51,6 +51,13 @@ def hints(
     if judgement.verdict == "EXPLAINED":
         accepts = "" if judgement.exit_code == EXIT_ALIGNED else "; --policy noise-aware accepts that"
         found.append(f"the contract is exceeded by no more than rounding explains{accepts}")
+    elif first is not None and first.probe and first.status == "missing" and phase == "forward":
+        found.append(
+            f"{first.probe}: no call of it was seen. If all the rest agrees, the model computes the same in another "
+            "way: call the module itself, not its forward() or a copy of what it does"
+        )
+    elif cause is not None and cause.level == "explained":
+        pass
     elif first is not None and first.probe and phase != "forward":
         found.append(f"{first.probe}: {_BY_PHASE[phase]}")
     elif first is not None and first.mode == "accumulated" and judgement.verdict == "FAIL":
@@ -58,7 +65,12 @@ def hints(
             f"{first.probe}: every part is right on the reference's inputs and only the whole is not: compare what is "
             "handed from one module to the next"
         )
-    elif first is not None and first.probe and not (cause is not None and cause.level == "explained"):
+    elif first is not None and first.probe and cause is not None and cause.tried:
+        found.append(
+            f"{first.probe}: the known mistakes were tried and are not it: look for something of this model's own, "
+            "where the modules that are wrong by themselves differ from those of the same kind that are right"
+        )
+    elif first is not None and first.probe:
         found.append(f"{first.probe}: {_BY_KIND[_kind(first)]}")
     return tuple(found)
 

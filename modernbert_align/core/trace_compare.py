@@ -213,7 +213,7 @@ def _unseen(
     if here and there and not error:
         return context.unseen(probe, "missing", "the candidate ran this module out of the reference's order")
     side = "candidate" if there else "reference"
-    return context.unseen(probe, "missing", error or f"the {side} never ran this module")
+    return context.unseen(probe, "missing", error or f"no call of this module was seen in the {side}")
 
 
 def _alike(theirs: TracedProbe | None, ours: TracedProbe | None) -> bool:

@@ -108,7 +108,7 @@ class Judgement:
     exit_code: int
     coverage: Coverage
     first_failing: Failing | None
-    overrides: tuple[AppliedOverride, ...]
+    overrides: tuple[AppliedOverride, ...] = ()
 
 
 def default_policy(fixture: str | None) -> Policy:

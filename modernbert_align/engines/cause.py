@@ -433,7 +433,11 @@ def find_cause(
         )
     else:
         known = len({one.name for one in tried})
-        text = f"none of {known} known mistakes explains the difference" if known else "no known mistake shows here"
+        text = (
+            f"none of {known} known kinds of mistake explains the difference"
+            if known
+            else "no known mistake shows here"
+        )
     if weights_differ:
         text = f"its weights differ, and besides, {text}"
     level: Level = "explained" if explained else "partial" if fitting else "unexplained"

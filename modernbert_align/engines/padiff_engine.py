@@ -151,7 +151,7 @@ def _record(probe: Probe, layer_map: _ProbeMap, context: Context, error: str, tr
         truth.record(probe, _outputs(references[0]))  # later probes start from it, whatever the candidate did
     if not candidates or not references:
         side = "reference" if not references else "candidate"
-        return unseen("missing", error or f"the {side} never ran this module")
+        return unseen("missing", error or f"no call of this module was seen in the {side}")
     if len(candidates) != len(references) or len(references) > 1:
         return unseen(
             "extra", f"the candidate ran this module {len(candidates)} times, the reference {len(references)}"

@@ -146,5 +146,5 @@ def _final(
         if ours and theirs and not error:
             return context.unseen(probe, "missing", "the candidate ran this module out of the reference's order")
         side = "candidate" if theirs else "reference"
-        return context.unseen(probe, "missing", error or f"the {side} never ran this module")
+        return context.unseen(probe, "missing", error or f"no call of this module was seen in the {side}")
     return record

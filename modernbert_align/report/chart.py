@@ -16,7 +16,7 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
-from modernbert_align.report.severity import describe, not_compared
+from modernbert_align.report.severity import FIRST, describe, not_compared
 from modernbert_align.report.svg import (
     BAD,
     DRAWN_BAD,
@@ -380,7 +380,8 @@ def _layer_labels(probes: Sequence[str], bottom: float, words: str) -> tuple[str
 
 
 def _pointer(panels: Sequence[_Panel], at: int, columns: int, first: Failing) -> str:
-    colour, words = (EXPLAINED, "first over the contract") if first.status == "explained" else (BAD, "first failing")
+    colour = EXPLAINED if first.status == "explained" else BAD
+    words = FIRST.get(first.status, "first failing")
     x = _column(at, columns)
     right_half = at > columns / 2
     lines = "".join(f"M{x:.1f} {panel.top:.1f}V{panel.bottom:.1f}" for panel in panels)

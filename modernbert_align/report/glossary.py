@@ -100,9 +100,9 @@ GLOSSARY: tuple[Term, ...] = (
         "comparison",
         "mode, own error, end to end, isolated, accumulated",
         "The two ways of running. Own error (isolated): each module is fed exactly what the reference's was fed, so "
-        "its error is its own; the output of a layer then only shows how the layer adds up its parts, and is exactly 0 "
-        "when that is right. End to end (accumulated): both models run from the tokens to the end, and errors of "
-        "earlier layers add up.",
+        "its error is its own, or that of what its layer does between two modules; the output of a layer then only "
+        "shows how the layer adds up its parts, and is exactly 0 when that is right. End to end (accumulated): both "
+        "models run from the tokens to the end, and errors of earlier layers add up.",
     ),
     _term(
         "comparison",
@@ -216,6 +216,8 @@ GLOSSARY: tuple[Term, ...] = (
     ),
     _term("tables", "measure", "The number that is compared with the limit."),
     _term("tables", "largest allowed, limit", "The largest value that passes."),
+    _term("tables", "value", "What was measured."),
+    _term("tables", "times over", "The value as a multiple of the limit."),
     _term("tables", "applied here", "Whether any row of this report was judged by it."),
     _term("tables", "origin", "Where the number comes from: agreed, or measured, and how."),
     _term("tables", "reason", "Why the user changed the limit, in the user's words."),

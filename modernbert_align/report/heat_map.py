@@ -12,7 +12,7 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Row
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import Failing
 from modernbert_align.report.schema import Report
-from modernbert_align.report.severity import describe, not_compared, severity
+from modernbert_align.report.severity import FIRST, describe, not_compared, severity
 from modernbert_align.report.svg import (
     BAD,
     EXPLAINED,
@@ -289,7 +289,7 @@ def _legend(rows: Sequence[Row], name: str, first: Row | None) -> str:
         hatched = path(box(x, y, size, size), fill=f"url(#{name}-hatch)", stroke=INK, stroke_width=0.6)
         item("not compared", hatched, question)
     if first is not None:
-        words = {"explained": "first over the contract", "missing": "first gap"}.get(first.status, "first failing")
+        words = FIRST.get(first.status, "first failing")
         item(words, path(box(x, y, size, size), fill="none", stroke=INK, stroke_width=2.5))
     return "".join(parts)
 

@@ -11,6 +11,7 @@ from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
 from modernbert_align.core.verdict import explain
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.chart import error_chart_svg
+from modernbert_align.report.finding import caveats, excesses, next_commands, wrong_by_themselves
 from modernbert_align.report.glossary import GROUPS
 from modernbert_align.report.heat_map import heat_map_svg
 from modernbert_align.report.page import plural, render_page
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 SYMBOLS = {"PASS": "✓", "EXPLAINED": "≈", "FAIL": "✗", "NOT_COMPARED": "?"}
 EXIT_MEANING = {
-    EXIT_ALIGNED: "a gate lets this through",
-    EXIT_MISALIGNED: "a gate stops here: misaligned",
-    EXIT_NOT_COMPARED: "a gate stops here: nothing, or too little, was compared",
+    EXIT_ALIGNED: "CI may merge",
+    EXIT_MISALIGNED: "CI must not merge: misaligned",
+    EXIT_NOT_COMPARED: "CI must not merge: nothing, or too little, was compared",
 }
 NO_NUMBER = {
     "compared": "not computable",
@@ -91,6 +92,7 @@ def render_html(report: Report, selftest: SelftestReport | None = None, selftest
 
     dtypes = tuple(dict.fromkeys(row.dtype for row in report.rows))
     groups = _groups(report, dtypes)
+    first_anchor = _anchor_of_first(report, groups)
     with_contract = any(row.contract for row in report.rows)
     with_noise = any(row.noise_limit is not None for row in report.rows)
     with_padiff = any(row.padiff_equal is not None for row in report.rows)
@@ -103,7 +105,13 @@ def render_html(report: Report, selftest: SelftestReport | None = None, selftest
         exit_meaning=EXIT_MEANING.get(report.exit_code, "not an exit code of a comparison"),
         counts=_counts(report.rows),
         groups=groups,
-        first_anchor=_anchor_of_first(report, groups),
+        first_anchor=first_anchor,
+        first_row=_row_of(first_anchor, groups),
+        excesses=excesses,
+        wrong_by_themselves=wrong_by_themselves(report),
+        next_commands=next_commands(report),
+        caveats=caveats(report),
+        dtypes=dtypes,
         closest=_closest(groups),
         charts=_by_title(report, dtypes, error_chart_svg),
         heat_maps=_by_title(report, dtypes, heat_map_svg),
@@ -196,6 +204,10 @@ def _anchor_of_first(report: Report, groups: Sequence[_Group]) -> str:
     return next(found, "")
 
 
+def _row_of(wanted: str, groups: Sequence[_Group]) -> Row | None:
+    return next((row for group in groups for anchor, row in group.rows if anchor == wanted), None)
+
+
 def _closest(groups: Sequence[_Group]) -> tuple[str, Row, float]:
     """The row that comes nearest to a limit of its, with its id and its part of the limit."""
     rows = ((anchor, row, severity(row)) for group in groups for anchor, row in group.worst)
@@ -218,10 +230,14 @@ def verdict_sentence(report: Report) -> str:
     if report.verdict == "FAIL":
         found = f"{plural(wrong, 'wrong row')} of {len(report.rows)}, {plural(weights, 'wrong weight')}"
         return f"{_CLAIMS[report.phase][1]}: {found}."
+    seen = (
+        "everything that was compared agrees, but not everything was compared"
+        if coverage.compared and coverage.weights_compared
+        else "too little was compared to say anything about the Paddle model"
+    )
     return (
-        "This is not a pass: too little was compared to say anything about the Paddle model. "
-        f"{coverage.compared} of {plural(coverage.expected, 'row')} and {coverage.weights_compared} of "
-        f"{plural(coverage.weights_expected, 'weight')} were compared; "
+        f"This is not a pass: {seen}. {coverage.compared} of {plural(coverage.expected, 'row')} and "
+        f"{coverage.weights_compared} of {plural(coverage.weights_expected, 'weight')} were compared; "
         f"{plural(len(coverage.missing), 'thing')} left out, listed under Coverage."
     )
 

@@ -5,6 +5,8 @@ import math
 from modernbert_align.core.rows import Row
 from modernbert_align.report.svg import MODE_NAME, number
 
+FIRST = {"explained": "first over the contract", "missing": "first gap"}  # any other status fails
+
 
 def severity(row: Row) -> float:
     """How close a row is to its nearest limit: 1 is at it, more is beyond; infinite for what was not measured.

@@ -284,6 +284,19 @@ def test_pointing_at_a_chart_shows_the_numbers_once(open_page, section):
     assert not tip.is_visible()
 
 
+@pytest.mark.parametrize("section", ["charts", "map"])
+def test_a_click_in_a_chart_shows_the_rows_of_its_probe(open_page, section):
+    page = open_page("fail")
+    place = page.locator(f"#{section} svg .tips rect").nth(4)
+    place.hover()
+    probe = page.locator(".tip").text_content().split("\n")[0]
+    place.click()
+    assert page.locator("#filter").input_value() == probe
+    shown = page.locator("#rows tbody tr:not(.why):visible th")
+    assert shown.count() >= 2
+    assert all(probe in text for text in shown.all_text_contents())
+
+
 def test_without_a_script_the_browser_shows_the_numbers(open_page):
     page = open_page("fail", java_script_enabled=False)
     assert "layers.0.attn" in "".join(page.locator("#charts svg .tips title").all_text_contents())

@@ -292,7 +292,7 @@ def test_a_module_that_one_side_did_not_run_leaves_nothing_green_that_depends_on
     code, report = diff(cli, reference, recorded(FAULTS["probe never ran"].inject), tmp_path)
     rows = {(row["probe"], row["mode"]): row for row in report["rows"]}
     assert code == 5
-    assert rows["layers.2.mlp", "isolated"]["reason"] == "the candidate never ran this module"
+    assert rows["layers.2.mlp", "isolated"]["reason"] == "no call of this module was seen in the candidate"
     assert rows["layers.2", "isolated"]["status"] == "missing"
     assert "layers.2.mlp" in rows["layers.2", "isolated"]["reason"]
     assert rows["layers.2", "accumulated"]["status"] == "pass"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from modernbert_align.core.cause import Cause
+from modernbert_align.core.cause import Cause, Tried
 from modernbert_align.core.hints import hints
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import WeightCheck, WeightDifference
@@ -145,3 +145,24 @@ def test_an_error_that_only_the_whole_model_shows_is_said_to_be_in_the_wiring():
     only_whole = replace(failing, first_failing=failing.first_failing.model_copy(update={"mode": "accumulated"}))
     (text,) = hints(only_whole, [], [])
     assert text.startswith("layers.1: every part is right on the reference's inputs")
+
+
+def test_a_module_that_was_not_seen_gets_no_advice_about_its_arithmetic():
+    first = Failing(probe="layers.2.mlp", dtype="fp32", mode="isolated", status="missing", detail="d")
+    judged = Judgement(rows=(), verdict="NOT_COMPARED", exit_code=5, coverage=NOTHING, first_failing=first)
+    (hint,) = hints(judged, (), ())
+    assert "no call of it was seen" in hint
+    assert "GELU" not in hint
+
+
+def test_mistakes_that_were_tried_are_not_advised_again():
+    tried = (Tried(name="scale", value="", ratio=1.0),)
+    known = Cause(probe="layers.2.attn", dtype="fp32", level="unexplained", statement="none", tried=tried)
+    (hint,) = hints(judgement(probe="layers.2.attn"), (), (), known)
+    assert "were tried and are not it" in hint
+    assert "head_dim ** -0.5" not in hint
+
+
+def test_a_known_cause_of_a_wrong_gradient_needs_no_advice():
+    known = Cause(probe="layers.0", dtype="fp32", level="explained", statement="it is cut off")
+    assert hints(judgement(probe="layers.0"), (), (), known, "backward") == ()

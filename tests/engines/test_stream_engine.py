@@ -216,7 +216,7 @@ def test_a_missing_row_says_which_side_lacks_it(sensitive):
         streamed, driven = sensitive.both(inject)
         return [next(r.reason for r in j.rows if r.probe == "layers.2.mlp") for j in (streamed, driven)]
 
-    assert reason(FAULTS["probe never ran"].inject) == ["the candidate never ran this module"] * 2
+    assert reason(FAULTS["probe never ran"].inject) == ["no call of this module was seen in the candidate"] * 2
     assert all("no kernel today" in text for text in reason(lasting(raising(RuntimeError))))
 
 

@@ -53,7 +53,7 @@ def test_it_begins_with_the_verdict_and_says_what_was_compared_and_how(make_repo
     assert words(page.find(".//h2")) == "✓ PASS: tiny masked_lm bf16 forward"
     assert items(page) == [
         "model tiny, head masked_lm, candidate converted, forward in bf16",
-        "policy contract, exit code 0: a gate lets this through",
+        "policy contract, exit code 0: CI may merge",
         "compared 80 of 80 rows and 12 of 12 weights",
         "fp32: the candidate ran native, the reference native",
         "bf16: the candidate ran float32 kernels, each result rounded (emulated), the reference native",

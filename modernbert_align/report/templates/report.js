@@ -156,6 +156,14 @@
   for (const chart of all("svg.chart")) {
     for (const kind of ["pointermove", "pointerdown"]) chart.addEventListener(kind, showTip);
     chart.addEventListener("pointerleave", () => { tip.hidden = true; });
+    chart.addEventListener("click", (event) => {
+      const text = said.get(event.target);
+      if (text === undefined) return;
+      clearFilter();
+      filter.value = text.split("\n", 1)[0]; // the probe
+      applyFilter();
+      one("#rows").scrollIntoView();
+    });
   }
 
   // Paper has nothing to click.
