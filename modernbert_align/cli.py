@@ -35,7 +35,7 @@ from modernbert_align.commands.options import (
     one_of,
 )
 from modernbert_align.core.text import one_line
-from modernbert_align.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
+from modernbert_align.errors import EXIT_BUG, EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, EXIT_USAGE, AlignError
 
 # Looking for pydantic plugins reads the metadata of every installed package, and none is meant for this program.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -580,7 +580,7 @@ def gate(
 ) -> None:
     """Judge saved reports again with the installed tolerances; the exit code is for CI to merge on.
 
-    Example: modernbert-align gate reports/*.json --require model=base,dtype=fp32,dtype=bf16
+    Example: modernbert-align gate reports/diff-*.json --require model=base,dtype=fp32,dtype=bf16
 
     Against baselines: modernbert-align gate reports/diff-*.json --baseline reports/baseline/*.json
     """
@@ -831,11 +831,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted", "")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
     except Exception as error:  # noqa: BLE001 - the boundary: usage errors get a line, bugs their traceback
         if hasattr(error, "format_message"):  # typer's usage errors, which it does not export under a name
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "modernbert-align"
-            _complain(error.format_message().rstrip("."), f"see `{path} --help`")
+            if error.format_message():  # without a verb the help was printed, and that says it
+                _complain(error.format_message().rstrip("."), f"see `{path} --help`")
             return EXIT_USAGE
         import traceback
 

@@ -11,6 +11,7 @@ EXIT_BUG = 3
 EXIT_ENVIRONMENT = 4
 EXIT_NOT_COMPARED = 5
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as a shell says it of a program that was stopped by a closed pipe
 
 
 class AlignError(Exception):

@@ -127,7 +127,17 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
             }
         )
     codes = {EXIT_USAGE if "error" in document else document["exit_code"] for document in documents}
+    keys = [
+        tuple(document[name] for name in ("model", "head", "dtype", "phase", "steps"))
+        for document in documents
+        if "error" not in document
+    ]
+    for twice in sorted({key for key in keys if keys.count(key) > 1}, key=str):
+        codes.add(EXIT_USAGE)
+        console.notify(f"two baselines are of the same comparison: {words(twice)}")
     code = next((c for c in (EXIT_USAGE, EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
+    if not documents:
+        code = EXIT_NOT_COMPARED
     if as_json:
         console.print_json({"exit_code": code, "baselines": documents})
         return code

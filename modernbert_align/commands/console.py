@@ -55,14 +55,24 @@ def stdout() -> "Console":
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has the letters of every name
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return _raising(Console(highlight=False, width=None if sys.stdout.isatty() else 120))
 
 
 def stderr() -> "Console":
     """Console for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+    return _raising(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120))
+
+
+def _raising(console: "Console") -> "Console":
+    """Let a closed pipe reach `main`; rich would exit with 1, which means misaligned here."""
+
+    def closed() -> None:
+        raise BrokenPipeError
+
+    console.on_broken_pipe = closed  # type: ignore[method-assign]
+    return console
 
 
 def line(text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert_align.commands import console
-from modernbert_align.core.fixtures import InputSpec, contract_fixture, load_fixture, make_inputs
+from modernbert_align.core.fixtures import InputSpec, contract_fixture, fixture_names, load_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.rows import PHASES
@@ -25,6 +25,7 @@ from modernbert_align.core.verdict import (
     Policy,
     default_policy,
     judge,
+    only_by_own_limits,
 )
 from modernbert_align.errors import (
     EXIT_ALIGNED,
@@ -159,21 +160,22 @@ def run(
     out = console.stdout()
     quiet = console.is_quiet()
     for path, report, judgement in outcomes:
-        if quiet and judgement.exit_code == EXIT_ALIGNED:
+        own = only_by_own_limits(judgement.rows)
+        if quiet and judgement.exit_code == EXIT_ALIGNED and not own:
             continue
         coverage = judgement.coverage
         out.print(
             f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}"
             f"{f' of {report.steps} steps' if report.steps else ''}: "
             f"{coverage.compared} of {coverage.expected} rows, {coverage.weights_compared} of "
-            f"{coverage.weights_expected} weights  {path}",
+            f"{coverage.weights_expected} weights{f', {own}' if own else ''}  {path}",
             soft_wrap=True,
             markup=False,
         )
         for override in judgement.overrides:
             out.print(f"  {override_line(override)}", soft_wrap=True, markup=False)
         if judgement.verdict != report.verdict:
-            out.print(f"  the report says {report.verdict}; the installed tolerances decide", markup=False)
+            out.print(f"  the report says {report.verdict}; the limits that hold here decide", markup=False)
         if judgement.first_failing is not None:
             first = judgement.first_failing
             out.print(f"  first failing: {first.place}: {first.detail}", soft_wrap=True, markup=False)
@@ -221,6 +223,8 @@ class _Trend:
         elif self.comparison.exit_code == EXIT_ALIGNED:
             console.line(f"{'baseline':<12} {words(self.key)}: {headline(self.comparison)}  {self.baseline}")
             console.line(f"  {movement(self.comparison)}")
+            if self.comparison.environment:
+                console.line(f"  changed since: {', '.join(setting.name for setting in self.comparison.environment)}")
         else:
             console.line(f"{'baseline':<12} {words(self.key)}  {self.baseline}")
             print_comparison(self.comparison, console.stdout())
@@ -274,7 +278,11 @@ def rejudge(report: Report, path: Path, policy: Policy | None, overrides: Sequen
     table = load_table()
     if report.model.head not in table.heads:
         raise ReportError(f"`{path}` is about the head `{report.model.head}`, which is not known here")
-    batch = make_inputs(InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths), config, report.model.head)
+    try:
+        spec = InputSpec(seed=report.inputs.seed, lengths=report.inputs.lengths)
+        batch = make_inputs(spec, config, report.model.head)
+    except ValueError as error:
+        raise ReportError(f"`{path}` has inputs or a model that cannot be: {error}", hint="run `diff` again") from None
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
     try:
@@ -330,6 +338,7 @@ def _config(report: Report, path: Path) -> ModelConfig:
 def _meets(report: Report, requirement: Requirement, dtype: str) -> bool:
     return (
         report.model.name == requirement.model
+        and (report.model.kind == "fixture" or requirement.model not in fixture_names())
         and requirement.head in (None, report.model.head)
         and requirement.phase == report.phase
         and dtype in RUNS[report.dtype]

@@ -4,6 +4,7 @@ A key that is not known is an error, never ignored: a misspelt limit would other
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def find_project_file(start: Path) -> Path | None:
     """
     for folder in (start, *start.parents):
         own, pyproject = folder / FILE, folder / PYPROJECT
+        misnamed = folder / FILE.replace("-", "_")
+        if misnamed.exists():
+            raise SettingsError(f"`{misnamed}` is not read", hint=f"the file is called {FILE}")
+        if os.path.lexists(own) and not own.is_file():
+            raise SettingsError(f"`{own}` is no file that can be read")
         said = pyproject.is_file() and _of_pyproject(_read(pyproject)) is not None
         if own.is_file() and said:
             raise SettingsError(f"`{own}` and `{pyproject}` both configure modernbert-align", hint="keep one of them")
@@ -85,7 +91,10 @@ def read_project_file(path: Path, known: Known) -> ProjectFile:
     """
     document = _read(path)
     if path.name == PYPROJECT:
-        document = _of_pyproject(document) or {}
+        section = _of_pyproject(document)
+        if section is None:
+            raise SettingsError(f"`{path}` has no section [tool.modernbert-align]")
+        document = section
     defaults: dict[str, Any] = {}
     overrides: tuple[Override, ...] = ()
     for name, section in document.items():
@@ -105,22 +114,24 @@ def read_project_file(path: Path, known: Known) -> ProjectFile:
     return ProjectFile(path=path, defaults=defaults, overrides=overrides)
 
 
-def check_environment(names: Iterable[str], prefix: str, known: Mapping[str, Any]) -> None:
-    """Refuse environment variables that look like an option's and are none.
+def check_environment(variables: Mapping[str, str], prefix: str, known: Mapping[str, Any]) -> None:
+    """Refuse environment variables that look like an option's and are none, or that say nothing.
 
     Args:
-        names: Of all environment variables.
+        variables: All environment variables.
         prefix: What those of this program start with.
         known: Those that are read.
 
     Raises:
         SettingsError: One is not known.
     """
-    for name in sorted(names):
+    for name in sorted(variables):
         if name.startswith(prefix) and name not in known:
             raise SettingsError(
                 f"the environment variable {name} is not known", hint=_suggest(name, known) or "unset it"
             )
+        if name.startswith(prefix) and not variables[name].strip():
+            raise SettingsError(f"the environment variable {name} is empty", hint="give it a value or unset it")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -134,8 +145,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _of_pyproject(document: Mapping[str, Any]) -> dict[str, Any] | None:
     tool = document.get("tool")
-    found = tool.get("modernbert-align") if isinstance(tool, dict) else None
-    return found if isinstance(found, dict) else None
+    if not isinstance(tool, dict):
+        return None
+    if "modernbert_align" in tool:
+        raise SettingsError(f"`{PYPROJECT}`: [tool.modernbert_align] is not read", hint="write [tool.modernbert-align]")
+    found = tool.get("modernbert-align")
+    if found is not None and not isinstance(found, dict):
+        raise SettingsError(f"`{PYPROJECT}`: `tool.modernbert-align` is not a section")
+    return found
 
 
 def _table(value: Any, name: str, path: Path) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class Row(Record):
         noise_limit: Largest noise_ratio.
         failed: The criteria the row does not meet.
         overridden: The criteria whose limit is the project's own, not the installed one.
+        waived: Of these, the ones that the row meets only because of it.
     """
 
     status: Status
@@ -93,6 +94,7 @@ class Row(Record):
     noise_limit: float | None = None
     failed: tuple[Literal["hygiene", "contract", "noise", "direct"], ...] = ()
     overridden: tuple[Literal["contract", "noise", "direct"], ...] = ()
+    waived: tuple[Literal["contract", "noise", "direct"], ...] = ()
 
     @model_validator(mode="after")
     def _a_failed_criterion_has_its_limit(self) -> "Row":

@@ -125,15 +125,15 @@ class Override(_Strict):
     phase: Phase = "forward"
     mode: Mode | None = None
     criterion: Literal["contract", "noise", "direct"]
-    limit: float = Field(gt=0, allow_inf_nan=False)
+    limit: float = Field(gt=0, allow_inf_nan=False, strict=True)
     reason: str = Field(min_length=1)
 
     @model_validator(mode="after")
     def _contract_is_of_the_forward_phase(self) -> "Override":
         if self.criterion == "contract" and self.phase != "forward":
             raise ValueError("the contract is about the forward phase; use noise or direct")
-        if not self.reason.strip():
-            raise ValueError("the reason is empty")
+        if not any(letter.isalpha() for letter in self.reason):
+            raise ValueError("the reason has no words")
         return self
 
     def covers(self, probe: str, dtype: Dtype, mode: Mode, phase: Phase) -> bool:

@@ -198,7 +198,7 @@ def _judge_row(
     name, dtype, mode, phase, loss = key
     scope, criteria = tolerance.contract.scope(mode), tolerance.criteria(phase)
     contract = phase == "forward" and scope.covers(probe.pattern) and (fixture is None or fixture in scope.fixtures)
-    limit = tolerance.contract.mean_abs if contract else None
+    installed = limit = tolerance.contract.mean_abs if contract else None
     own_limits = overrides.limits(name, dtype, mode, phase)
     if "contract" in own_limits:
         contract, limit = True, own_limits["contract"]
@@ -242,8 +242,11 @@ def _judge_row(
         return _row(unusable, status="nonfinite", contract=contract, contract_limit=limit, failed=("hygiene",))
     null = max(record.null_rel_l2 or 0.0, tolerance.floor(probe))
     failed: list[str] = []
+    waived: list[str] = []
     if limit is not None and not record.mean_abs <= limit:
         failed.append("contract")
+    elif installed is not None and not record.mean_abs <= installed:
+        waived.append("contract")
     noise, noise_limit = None, own_limits.get("noise", criteria.noise.factor_for(record.elements))
     size = max(record.reference_rms or 0.0, probe.scale, record.scale)
     least = criteria.noise.floor * tolerance.roundoff(probe) * size
@@ -255,10 +258,14 @@ def _judge_row(
         noise = record.candidate_error / own if own else None
         if noise is None or not noise <= noise_limit:
             failed.append("noise")
+        elif not noise <= criteria.noise.factor_for(record.elements):
+            waived.append("noise")
     ratio = None if record.rel_l2 is None else record.rel_l2 / null
     factor = own_limits.get("direct", criteria.direct.factor_for(record.elements))
     if ratio is None or not ratio <= factor:
         failed.append("direct")
+    elif not ratio <= criteria.direct.factor_for(record.elements):
+        waived.append("direct")
     return _row(
         record,
         status="pass" if not failed else "explained" if failed == ["contract"] else "fail",
@@ -270,6 +277,7 @@ def _judge_row(
         noise_limit=noise_limit,
         failed=tuple(failed),
         overridden=tuple(own_limits),
+        waived=tuple(waived),
     )
 
 
@@ -380,16 +388,30 @@ def _failing(row: Row) -> Failing:
     )
 
 
+def _limit(limit: float | None) -> str:
+    """`1e-05`, or all digits where there are more."""
+    return "nothing" if limit is None else f"{limit:.0e}" if float(f"{limit:.0e}") == limit else f"{limit:g}"
+
+
+def only_by_own_limits(rows: Sequence[Row]) -> str:
+    """How many rows pass only because of the project's own limits, in words; empty if none does."""
+    waived = sum(bool(row.waived) and row.status == "pass" for row in rows)
+    return f"{waived} of {len(rows)} rows only by this project's own limits" if waived else ""
+
+
 def explain(row: Row) -> str:
     """Why a row has its status, in one sentence without a period."""
     if row.status == "pass":
+        if row.waived:
+            return f"beyond the installed limit of {' and '.join(row.waived)}, within this project's own"
         own = f", with this project's own limit of {' and '.join(row.overridden)}" if row.overridden else ""
         return f"within every criterion{own}"
     if "hygiene" in row.failed:
         return row.reason
     parts = []
     if "contract" in row.failed:
-        parts.append(f"mean_abs {row.mean_abs:.4e} exceeds the contract's {row.contract_limit:.0e}")
+        whose = "this project's own" if "contract" in row.overridden else "the contract's"
+        parts.append(f"mean_abs {row.mean_abs:.4e} exceeds {whose} {_limit(row.contract_limit)}")
     if "noise" in row.failed:
         shown = "without end" if row.noise_ratio is None else f"{row.noise_ratio:.2f} times"
         parts.append(f"its error against the float64 oracle is the reference's {shown}, more than {row.noise_limit:g}")

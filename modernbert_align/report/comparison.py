@@ -303,11 +303,20 @@ def _direct_growth(old: Row, new: Row, tolerance: Tolerance) -> float | None:
     before, after = _finite(old.rel_l2), _finite(new.rel_l2)
     if before is None or after is None:
         return None
-    nulls = [row.rel_l2 / row.null_ratio for row in (old, new) if row.rel_l2 and row.null_ratio]
+    direct = tolerance.criteria(new.phase).direct
+    nulls = [null for row in (old, new) for null in [_null(row, direct.factor_for(row.elements or 0))] if null]
     if not nulls:
         return 0.0
-    factor = tolerance.criteria(new.phase).direct.factor_for(max(old.elements or 0, new.elements or 0))
-    return (after - before) / (factor * min(nulls))
+    return (after - before) / (direct.factor_for(max(old.elements or 0, new.elements or 0)) * min(nulls))
+
+
+def _null(row: Row, factor: float) -> float | None:
+    """The effective null of a judged row, also where nothing differs and the ratio is zero."""
+    if row.rel_l2 and row.null_ratio:
+        return row.rel_l2 / row.null_ratio
+    if row.direct_limit is None or "direct" in row.overridden:
+        return None
+    return row.direct_limit / factor
 
 
 def _oracle_growth(old: Row, new: Row, tolerance: Tolerance) -> float | None:

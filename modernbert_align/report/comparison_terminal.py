@@ -52,6 +52,8 @@ def print_comparison(comparison: Comparison, console: "Console") -> None:
 
 def headline(comparison: Comparison) -> str:
     """What changed, in a few words."""
+    if comparison.same_report:
+        return "nothing to compare"
     parts = [
         f"{len(things)} {name}"
         for things, name in (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Row
-from modernbert_align.core.verdict import explain
+from modernbert_align.core.verdict import explain, only_by_own_limits
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.chart import error_chart_svg
 from modernbert_align.report.finding import caveats, excesses, next_commands, wrong_by_themselves
@@ -221,6 +221,9 @@ def verdict_sentence(report: Report) -> str:
     weights = sum(len(check.differences) for check in report.weights)
     over = sum(row.status == "explained" for row in report.rows)
     if report.verdict == "PASS":
+        own = only_by_own_limits(report.rows)
+        if own:
+            return f"Every weight is equal bit for bit, and every error is within its limits: {own}."
         return f"{_CLAIMS[report.phase][0]}: every weight is equal bit for bit and every error is within its limits."
     if report.verdict == "EXPLAINED":
         return (

@@ -52,7 +52,6 @@ def content_policy(style: str, script: str | None) -> str:
             "default-src 'none'",
             f"style-src 'sha256-{_hash(style)}'",
             f"script-src {script_source}",
-            "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",
         )

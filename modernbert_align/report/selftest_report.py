@@ -161,4 +161,8 @@ def _why_not(selftest: SelftestReport, report: Report) -> str:
         return f"did not test the {report.phase} phase"
     if not set(RUNS[report.dtype]) <= set(RUNS[selftest.dtype]):
         return f"did not test {report.dtype}"
+    if report.model.head not in selftest.heads:
+        return f"did not test the head {report.model.head}"
+    if any(override.rows for override in report.overrides):
+        return "was judged with the installed limits, and this report with its project's own"
     return ""

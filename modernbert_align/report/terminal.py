@@ -8,7 +8,7 @@ from modernbert_align.core.rows import Row
 from modernbert_align.core.text import one_line
 from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.training import MOMENTS
-from modernbert_align.core.verdict import explain, place
+from modernbert_align.core.verdict import explain, only_by_own_limits, place
 from modernbert_align.report.schema import Report
 from modernbert_align.report.severity import severity
 
@@ -66,11 +66,12 @@ def verdict_line(report: Report) -> "Text":
     """The verdict and what it is about."""
     from rich.text import Text
 
+    own = only_by_own_limits(report.rows)
     return Text.assemble(
         (report.verdict, STYLES[report.verdict]),
         one_line(
             f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
-            f"policy {report.policy}, exit {report.exit_code}"
+            f"policy {report.policy}, exit {report.exit_code}" + (f"; {own}" if own else "")
         ),
     )
 

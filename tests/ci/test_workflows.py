@@ -61,13 +61,37 @@ def test_the_example_stops_a_change_that_misaligns(example):
     assert run.artifacts["alignment-reports"]  # also where the gate is red
 
 
+def absent(source):
+    text = (source / "modernbert-align.toml").read_text()
+    (source / "modernbert-align.toml").write_text(text.replace('model = "tiny-sensitive" ', 'model = "absent" '))
+
+
 def test_a_comparison_that_never_ran_is_not_let_through(example):
-    text = (example.source / "modernbert-align.toml").read_text()
-    (example.source / "modernbert-align.toml").write_text(
-        text.replace('model = "tiny-sensitive" ', 'model = "absent" ')
-    )
+    absent(example.source)
     run = example(phases="forward")
-    assert run.failed == ["Gate", "Upload the reports"], run.output
+    assert run.failed == ["Compare", "Upload the reports"], run.output
+
+
+def test_a_report_that_was_checked_in_does_not_stand_in_for_a_comparison(example):
+    (baseline,) = (example.source / "reports" / "baseline").glob("*.json")
+    shutil.copy(baseline, example.source / "reports")
+    absent(example.source)
+    run = example(phases="forward")
+    assert run.failed == ["Compare", "Upload the reports"], run.output
+    assert "gate:" not in run.output
+
+
+def test_a_misspelt_phase_stops_the_job(example):
+    run = example(phases="bakward forward")
+    assert run.failed[0] == "Compare"
+    assert "unknown phase" in run.output
+
+
+def test_without_a_project_file_nothing_would_be_required(example):
+    (example.source / "modernbert-align.toml").unlink()
+    run = example(phases="forward")
+    assert run.failed[0] == "Environment"
+    assert "has no modernbert-align.toml" in run.output
 
 
 def test_a_comparison_that_is_required_and_left_out_is_not_let_through(example):
@@ -86,7 +110,10 @@ def test_a_caller_with_a_wrong_input_is_found_by_these_tests():
         fill("${{ secrets.TOKEN }}", {})
 
 
-def test_the_workflow_of_this_repository(tmp_path):
+@pytest.fixture
+def own_workflow(tmp_path):
+    """Runs the workflow of this repository on a copy of it."""
+
     source = tmp_path / "repository"
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
@@ -102,9 +129,30 @@ def test_the_workflow_of_this_repository(tmp_path):
     assert len(steps) == len(job["steps"]) - len(without)
     workspace = tmp_path / "workspace"
     workspace.mkdir()
-    run = run_job({**job, "steps": steps}, workspace, source, MODEL="tiny")
+
+    def run(replace=("", ""), **environment):
+        changed = [
+            {**step, "run": step["run"].replace(*replace)} if "run" in step and replace[0] else step for step in steps
+        ]
+        return run_job({**job, "steps": changed}, workspace, source, **environment)
+
+    return run
+
+
+def test_the_workflow_of_this_repository(own_workflow):
+    run = own_workflow(MODEL="tiny")
     assert run.failed == [], run.output
     assert "reports/diff-tiny-masked_lm-bf16.html" in run.artifacts["alignment-reports"]
+
+
+def test_the_workflow_of_this_repository_ends_where_nothing_can_be_compared(own_workflow):
+    run = own_workflow(MODEL="absent")
+    assert run.failed[0] == "Compare", run.output
+
+
+def test_the_workflow_of_this_repository_stops_what_it_requires_and_does_not_get(own_workflow):
+    run = own_workflow(replace=("model=$MODEL,dtype=fp32", "model=base,dtype=fp32"), MODEL="tiny")
+    assert run.failed == ["Gate"], run.output
 
 
 def git(folder, *arguments):
@@ -150,6 +198,13 @@ def test_a_hook_refuses_a_key_that_is_not_known(hooked):
     code, out = hooked()
     assert code == 1
     assert "did you mean `gate`?" in out
+
+
+def test_a_hook_misses_a_baseline_that_was_deleted(hooked):
+    (path,) = (hooked.repository / "reports" / "baseline").glob("*bf16.json")
+    path.unlink()
+    (hooked.repository / "reports" / "baseline" / ".gitkeep").touch()
+    assert hooked()[0] == 1
 
 
 def test_a_hook_refuses_an_edited_baseline(hooked):

@@ -350,3 +350,15 @@ def test_make_clean_keeps_baselines(tmp_path):
         path.write_text("{}")
     subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
     assert (kept.exists(), removed.exists()) == (True, False)
+
+
+def test_show_of_an_empty_folder_is_not_green(cli, tmp_path):
+    assert cli("baseline", "show", "--baseline-dir", tmp_path)[0] == 5
+
+
+def test_show_refuses_two_of_one_comparison(cli, folder):
+    (path,) = folder.glob("*.json")
+    (folder / "again.json").write_bytes(path.read_bytes())
+    code, _, err = cli("baseline", "show", "--baseline-dir", folder)
+    assert code == 2
+    assert "two baselines are of the same comparison" in err

@@ -36,7 +36,7 @@ def other_machine(document):
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        (lambda _: None, 0, "nothing worse  tiny masked_lm bf16 forward, exit 0"),
+        (lambda _: None, 0, "nothing to compare  tiny masked_lm bf16 forward, exit 0"),
         (grown, 1, "layers.2.mlp bf16  own pass"),
         (failing, 1, "layers.2.mlp bf16  own pass -> fail"),
         (gone, 5, "no longer compared: layers.2.mlp (bf16, isolated)"),

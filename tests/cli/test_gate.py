@@ -235,3 +235,28 @@ def test_report_that_contradicts_itself_is_refused(cli, report, tmp_path, change
     code, _, err = cli("gate", path)
     assert code == 2
     assert err.startswith("error: ")
+
+
+def test_a_folder_called_like_a_fixture_is_not_the_fixture(cli, reports, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(resealed(reports / "diff-tiny-masked_lm-fp32.json", pretend("directory")))
+    assert cli("gate", path)[0] == 0
+    assert cli("gate", path, "--require", "model=tiny,dtype=fp32")[0] == 5
+
+
+def pretend(kind):
+    def change(document):
+        document["model"].update(kind=kind, fixture=None)
+
+    return change
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", -1), ("lengths", [0, 0])])
+def test_inputs_that_cannot_be_are_one_line(cli, report, tmp_path, key, value):
+    path = tmp_path / "r.json"
+    path.write_text(
+        resealed(report, lambda document: (pretend("directory")(document), document["inputs"].update({key: value})))
+    )
+    code, _, err = cli("gate", path)
+    assert code == 2
+    assert "Traceback" not in err

@@ -76,3 +76,11 @@ def test_completion_of_a_head_and_of_a_checkpoint_folder(tmp_path):
     assert complete_head("token") == ["token_classification"]
     assert complete_head("m") == ["masked_lm", "multiple_choice"]
     assert complete_model(f"{tmp_path}/") == [f"{tmp_path}/mine"]
+
+
+@pytest.mark.parametrize("command", ["table show --model base", "table show --model base --json"])
+def test_a_closed_pipe_is_not_a_misalignment(command):
+    line = f"{sys.executable} -m modernbert_align {command} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141)  # 0 where the pipe took all of it
+    assert "Traceback" not in done.stderr

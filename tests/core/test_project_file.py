@@ -86,7 +86,9 @@ def test_pyproject_says_the_same_in_its_own_section(written):
             "tolerance 1: reason",
             "reason in writing",
         ),
-        (LIMIT.replace("the fused kernel of our build rounds twice", "  "), "the reason is empty", ""),
+        (LIMIT.replace("the fused kernel of our build rounds twice", "  "), "the reason has no words", ""),
+        (LIMIT.replace("= 3", '= "3"'), "tolerance 1: limit", ""),
+        (LIMIT.replace("= 3", "= true"), "tolerance 1: limit", ""),
         (LIMIT.replace("limit", "limt"), "tolerance 1: limit", ""),
         (LIMIT + "modes = 'isolated'\n", "tolerance 1: modes", "`mode`"),
         (LIMIT.replace("= 3", "= inf"), "tolerance 1: limit", ""),
@@ -125,7 +127,41 @@ def test_two_files_in_one_folder_are_refused(written, tmp_path):
 
 def test_a_misspelt_environment_variable_is_refused():
     known = {"MODERNBERT_ALIGN_DIFF_MODEL": None}
-    check_environment(["HOME", "MODERNBERT_ALIGN_DIFF_MODEL"], "MODERNBERT_ALIGN_", known)
+    check_environment({"HOME": "", "MODERNBERT_ALIGN_DIFF_MODEL": "tiny"}, "MODERNBERT_ALIGN_", known)
     with pytest.raises(SettingsError) as caught:
-        check_environment(["MODERNBERT_ALIGN_DIF_MODEL"], "MODERNBERT_ALIGN_", known)
+        check_environment({"MODERNBERT_ALIGN_DIF_MODEL": "tiny"}, "MODERNBERT_ALIGN_", known)
     assert "MODERNBERT_ALIGN_DIFF_MODEL" in caught.value.hint
+
+
+def test_a_blank_environment_variable_does_not_empty_a_setting():
+    with pytest.raises(SettingsError, match="is empty"):
+        check_environment(
+            {"MODERNBERT_ALIGN_GATE_REQUIRE": " "}, "MODERNBERT_ALIGN_", {"MODERNBERT_ALIGN_GATE_REQUIRE": 0}
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("modernbert_align.toml", "", "the file is called"),
+        ("pyproject.toml", "[tool.modernbert_align]\n", "[tool.modernbert_align] is not read"),
+        ("pyproject.toml", "[[tool.modernbert-align]]\n", "is not a section"),
+    ],
+)
+def test_a_file_that_is_nearly_a_project_file_is_not_passed_over(written, tmp_path, name, text, said):
+    written(text, name)
+    with pytest.raises(SettingsError) as caught:
+        find_project_file(tmp_path)
+    assert said in caught.value.message + caught.value.hint
+
+
+def test_a_project_file_that_cannot_be_read_is_not_passed_over(tmp_path):
+    (tmp_path / "modernbert-align.toml").symlink_to(tmp_path / "gone.toml")
+    with pytest.raises(SettingsError, match="no file that can be read"):
+        find_project_file(tmp_path)
+
+
+def test_a_named_pyproject_without_the_section_is_refused(written):
+    path = written("[project]\n", "pyproject.toml")
+    with pytest.raises(SettingsError, match="has no section"):
+        read_project_file(path, KNOWN)

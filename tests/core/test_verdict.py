@@ -20,6 +20,7 @@ from modernbert_align.core.verdict import (
     exit_code,
     explain,
     judge,
+    only_by_own_limits,
 )
 from modernbert_align.errors import ReportError, UsageError
 
@@ -1087,9 +1088,18 @@ def test_an_own_limit_decides_for_the_rows_it_names_and_no_other(comparison):
     judged = judged_with(comparison, own(mode="isolated"))
     status = {(row.probe, row.mode): (row.status, row.overridden) for row in judged.rows}
     assert status["layers.1.attn", ISOLATED] == ("pass", ("direct",))
+    assert [row.probe for row in judged.rows if row.waived] == ["layers.1.attn"]
+    assert only_by_own_limits(judged.rows).startswith("1 of ")
     assert status["layers.1.attn", ACCUMULATED] == ("pass", ())
     assert status["layers.1.mlp", ISOLATED] == ("fail", ())
-    assert "this project's own limit of direct" in explain(next(row for row in judged.rows if row.overridden))
+    assert "beyond the installed limit of direct" in explain(next(row for row in judged.rows if row.waived))
+
+
+def test_an_own_limit_that_changes_nothing_waives_nothing(comparison):
+    judged = judged_with(comparison, own(), own(criterion="noise", limit=9), own(criterion="contract", limit=1))
+    assert not any(row.waived for row in judged.rows)
+    assert only_by_own_limits(judged.rows) == ""
+    assert "this project's own limit of" in explain(next(row for row in judged.rows if row.overridden))
 
 
 def test_an_own_limit_may_be_tighter(comparison):

@@ -114,3 +114,19 @@ def test_own_limits_are_in_the_banner(make_report):
     page = render_html(make_report(overrides=[own]))
     assert "of this project's own in place of the installed ones" in page
     assert "because" in page
+
+
+def test_a_pass_that_own_limits_made_does_not_say_that_the_models_are_equal(make_report):
+    from modernbert_align.report.html_report import verdict_sentence
+
+    wrong = broken("layers.1.attn") | broken("layers.1.attn", mode="accumulated")
+    assert make_report(changes=wrong).verdict == "FAIL"
+    numbers = {"contract": 1.0, "noise": 1e9, "direct": 1e9}
+    own = [
+        Override(probe="layers.1.attn", dtype="fp32", criterion=criterion, limit=limit, reason="because")
+        for criterion, limit in numbers.items()
+    ]
+    report = make_report(changes=wrong, overrides=own)
+    assert report.verdict == "PASS"
+    assert "2 of 80 rows only by this project's own limits" in verdict_sentence(report)
+    assert "computes what the Hugging Face model computes" not in verdict_sentence(report)

@@ -163,7 +163,6 @@ def test_the_policy_names_the_style_sheet_and_the_script_and_nothing_else(make_r
         "default-src": "'none'",
         "style-src": hash_source(page.one("style")["text"]),
         "script-src": hash_source(page.one("script")["text"]),
-        "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
     }
