@@ -62,7 +62,8 @@ def show(*, root: Any, as_json: bool) -> int:
     for name in ("option", "value", "origin"):
         grid.add_column(name, overflow="fold")
     for row in rows:
-        value = "-" if row["value"] is None else str(row["value"])
+        shown = row["value"]
+        value = "-" if shown in (None, []) else ", ".join(shown) if isinstance(shown, list) else str(shown)
         style = "dim" if row["origin"] == "default" else ""
         grid.add_row(
             *(Text(cell, style=style) for cell in (f"{row['command']} --{row['option']}", value, row["origin"]))
@@ -120,6 +121,13 @@ def _variables(known: dict[Command, tuple[Option, ...]]) -> dict[str, Option]:
     return named
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON and people have it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _resolved(root: Any, path: Command, command: Any) -> Iterator[dict[str, Any]]:
     """Value and origin of every option of a command, as it would get them."""
     context = root
@@ -137,6 +145,6 @@ def _resolved(root: Any, path: Command, command: Any) -> Iterator[dict[str, Any]
         yield {
             "command": " ".join(path),
             "option": option.key,
-            "value": str(value) if isinstance(value, Path) else value,
+            "value": _plain(value),
             "origin": origin,
         }

@@ -78,6 +78,7 @@ def test_what_the_policy_does_not_name_is_blocked(open_page):
     assert {found[1] for words in page.seen if (found := re.match(r"error: violates (\S+)", words))} == {
         "script-src-elem",
         "style-src-attr",
+        "img-src",
     }
 
 

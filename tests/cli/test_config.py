@@ -61,6 +61,13 @@ def test_show_says_where_every_value_comes_from(cli, project, monkeypatch):
     )
 
 
+def test_lists_and_paths_are_shown(cli, project, tmp_path):
+    project('[gate]\nrequire=["model=a,dtype=fp32", "model=b,dtype=fp32"]\nbaseline=["b"]\n')
+    found, _ = options(cli)
+    assert found["gate", "baseline"]["value"] == [str(tmp_path / "b")]
+    assert "model=a,dtype=fp32, model=b,dtype=fp32" in " ".join(cli("config", "show")[1].split())
+
+
 def test_no_config_reads_no_project_file_and_config_names_one(cli, project, tmp_path):
     project("[wrong]\n")
     assert options(cli, "--no-config")[1]["project_file"] is None
