@@ -189,7 +189,7 @@ def test_head_without_weights_is_refused(cli, tmp_path, tiny):
         (("diff", "--dtype", "fp8"), "`fp8`"),
         (("diff", "--policy", "lenient"), "`lenient`"),
         (("diff", "--modle", "tiny"), "--modle"),
-        (("gate",), "reports"),
+        (("gate",), "no report to judge"),
         (("nonsense",), "nonsense"),
         (("table", "show", "--head", "pooler"), "`pooler`"),
         (("report", "nowhere.json"), "nowhere.json"),
