@@ -576,7 +576,6 @@ def gate(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Judge saved reports again with the installed tolerances; the exit code is for CI to merge on.
 
@@ -610,8 +609,6 @@ def compare(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of comparisons instead.")] = False,
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show what changed between two reports; exit code 1 if something got worse, 5 if something is gone.
 
@@ -665,8 +662,6 @@ def baseline_show(
     ctx: typer.Context,
     baseline_dir: BaselineDir = Path("reports/baseline"),
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """List the baselines: of what, with which verdict, made when and with what."""
     from modernbert_align.commands import baseline as command
@@ -780,8 +775,6 @@ def table_diff(
     first: Annotated[str, typer.Argument(help="A shipped table or a TOML file.", metavar="A")],
     second: Annotated[str, typer.Argument(help="The other one.", metavar="B")],
     as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Compare two tables by what they say; exit code 1 if they differ.
 

@@ -127,19 +127,15 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
             }
         )
     codes = {EXIT_USAGE if "error" in document else document["exit_code"] for document in documents}
-    keys = [
-        tuple(document[name] for name in ("model", "head", "dtype", "phase", "steps"))
-        for document in documents
-        if "error" not in document
-    ]
-    for twice in sorted({key for key in keys if keys.count(key) > 1}, key=str):
-        codes.add(EXIT_USAGE)
-        console.notify(f"two baselines are of the same comparison: {words(twice)}")
+    readable = [document for document in documents if "error" not in document]
+    keys = [tuple(document[name] for name in ("model", "head", "dtype", "phase", "steps")) for document in readable]
+    twice = sorted({words(key) for key in keys if keys.count(key) > 1})
+    codes |= {EXIT_USAGE} if twice else set()
     code = next((c for c in (EXIT_USAGE, EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
     if not documents:
         code = EXIT_NOT_COMPARED
     if as_json:
-        console.print_json({"exit_code": code, "baselines": documents})
+        console.print_json({"exit_code": code, "twice": twice, "baselines": documents})
         return code
     for document in documents:
         if "error" in document:
@@ -150,6 +146,8 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
         frameworks = ", ".join(f"{name} {versions[name]}" for name in ("torch", "paddlepaddle") if name in versions)
         console.line(f"{document['verdict']:<12} {words(key)}: {document['rows']} rows  {document['path']}")
         console.line(f"  {document['created']}, modernbert-align {document['tool_version']}, {frameworks}")
+    for comparison in twice:
+        console.line(f"twice        {comparison}: `gate` needs one")
     console.line(f"{len(documents)} baselines in {baseline_dir}")
     return code
 
