@@ -1,4 +1,4 @@
-"""ModernBERT in PaddleNLP's file set: configuration, modeling (encoder, masked LM), heads, attention, tokenizer.
+"""ModernBERT in PaddleNLP's file set: configuration, modeling (encoder, masked LM), heads, tokenizer; and a packer.
 
 Classes are imported when they are first used: importing this package imports neither paddle nor paddlenlp.
 """
@@ -16,6 +16,7 @@ _WHERE = {
     "ModernBertModel": "modeling",
     "ModernBertPretrainedModel": "modeling",
     "ModernBertTokenizer": "tokenizer",
+    "Packer": "packing",
 }
 
 __all__ = list(_WHERE)
