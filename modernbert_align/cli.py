@@ -5,6 +5,7 @@ Imports nothing heavy: `modernbert-align --help` must answer at once. Every verb
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -816,8 +817,23 @@ def main(argv: list[str] | None = None) -> int:
     """
     console.set_quiet(False)
     console.set_verbose(False)
+    return guarded(
+        lambda: _command()(args=argv, prog_name="modernbert-align", standalone_mode=False), "modernbert-align"
+    )
+
+
+def guarded(call: Callable[[], Any], program: str) -> int:
+    """Run a command line behind the error boundary: what the user can fix is a line, a bug keeps its traceback.
+
+    Args:
+        call: Gives the exit code; anything but a number is 0.
+        program: Its name, for messages.
+
+    Returns:
+        The exit code; see `modernbert_align.errors`.
+    """
     try:
-        code = _command()(args=argv, prog_name="modernbert-align", standalone_mode=False)
+        code = call()
     except AlignError as error:
         _complain(error.message, error.hint)
         return error.exit_code
@@ -830,7 +846,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary: usage errors get a line, bugs their traceback
         if hasattr(error, "format_message"):  # typer's usage errors, which it does not export under a name
             context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "modernbert-align"
+            path = context.command_path if context is not None else program
             if error.format_message():  # without a verb the help was printed, and that says it
                 _complain(error.format_message().rstrip("."), f"see `{path} --help`")
             return EXIT_USAGE

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from transformers import ModernBertConfig, PreTrainedTokenizerFast
 
+from modernbert_align.backends.bpe import train_bpe
 from modernbert_align.core.fixtures import Fixture, TokenizerSpec, corpus_path, load_fixture
 
 
@@ -28,7 +26,7 @@ def write_fixture(fixture: Fixture, architecture: str, folder: Path) -> None:
     """
     transformers.logging.disable_progress_bar()
     draw_model(fixture, architecture, fixture.seed).save_pretrained(folder)
-    train_tokenizer(fixture.tokenizer).save_pretrained(folder)
+    train_tokenizer(fixture.tokenizer, corpus_path()).save_pretrained(folder)
 
 
 def draw_model(fixture: Fixture, architecture: str, seed: int) -> Any:
@@ -83,43 +81,15 @@ def make_stress(model: torch.nn.Module) -> None:
                 parameter[:: max(1, len(parameter) // 4)][:4] *= 8.0
 
 
-def train_tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with ModernBERT's pipeline on the corpus of the repository.
+def train_tokenizer(spec: TokenizerSpec, corpus: Path) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with ModernBERT's pipeline on a text file.
 
     The special tokens get the ids of `spec`; [UNK] and [MASK] stand beside them as in the published tokenizer.
     """
-    specials = {
-        "[UNK]": spec.cls_token_id - 1,
-        "[CLS]": spec.cls_token_id,
-        "[SEP]": spec.sep_token_id,
-        "[PAD]": spec.pad_token_id,
-        "[MASK]": spec.pad_token_id + 1,
-    }
-    trained = Tokenizer(BPE())
-    trained.normalizer = normalizers.NFC()
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(
-        vocab_size=spec.vocab_size - len(specials),
-        min_frequency=1,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train([str(corpus_path())], trainer)
-    start = len(specials) if min(specials.values()) == 0 else 0
-    ordered = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    vocab = {token: start + index for index, (token, _) in enumerate(ordered)} | specials
-    merges = [(first, second) for first, second in _merges(trained)]
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
-        special_tokens=[("[CLS]", specials["[CLS]"]), ("[SEP]", specials["[SEP]"])],
-    )
+    with corpus.open(encoding="utf-8") as lines:
+        engine = train_bpe(spec, lines)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=engine,
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
@@ -128,13 +98,6 @@ def train_tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:
         model_max_length=8192,
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Programs that use the package. Run them from the repository's root: `python -m examples.<name> --help`."""
