@@ -429,9 +429,9 @@ def _attention_dropout(model: Any) -> Iterator[None]:
     paddle.seed(0)
     original = attention.eager_attention
 
-    def attend(q: Any, k: Any, v: Any, bias: Any, _dropout: float, _training: bool) -> Any:
+    def attend(q: Any, k: Any, v: Any, bias: Any, _dropout: float, _training: bool, *rest: Any) -> Any:
         with _set([(F, "softmax", softmax)]):
-            return original(q, k, v, bias, 0.0, False)
+            return original(q, k, v, bias, 0.0, False, *rest)
 
     right = F.softmax
 

@@ -17,7 +17,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from modernbert_align.core.model_config import SLIDING, RopeScaling
-from modernbert_align.models.modernbert.blockwise import Span, blockwise_attention
+from modernbert_align.models.modernbert.blockwise import Indices, Span, blockwise_attention
+from modernbert_align.models.modernbert.boundaries import sequence_of_token
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import Linear
 from modernbert_align.models.modernbert.precision import rounded
@@ -184,14 +185,34 @@ def attention_bias(
     return paddle.where(keep, paddle.zeros([], dtype="float32"), lowest).astype(dtype)
 
 
+def same_sequence(boundaries: Indices) -> paddle.Tensor:
+    """Which keys of a packed row a query may see: those of its own sequence.
+
+    Args:
+        boundaries: [sequences+1], see `boundaries.sequence_boundaries`.
+
+    Returns:
+        [1 1 total total], bool: blocks along the diagonal.
+    """
+    sequence = paddle.to_tensor(sequence_of_token(boundaries))  # [total]
+    return (sequence.unsqueeze(0) == sequence.unsqueeze(1)).unsqueeze(0).unsqueeze(0)  # [1 1 total total]
+
+
 def eager_attention(
-    q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, bias: paddle.Tensor | None, dropout: float, training: bool
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    v: paddle.Tensor,
+    bias: paddle.Tensor | None,
+    dropout: float,
+    training: bool,
+    same: paddle.Tensor | None = None,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Attention spelled out: the implementation that carries the alignment contract.
 
     Args:
         q, k, v: [batch heads seq head_dim].
         bias: See `attention_bias`.
+        same: Of packed input, see `same_sequence`. Where it is false neither values nor gradients pass.
 
     Returns:
         The weighted values [batch seq heads head_dim] and the probabilities [batch heads seq seq].
@@ -202,7 +223,15 @@ def eager_attention(
     scores = rounded(paddle.scale, scores, scale=q.shape[-1] ** -0.5)
     if bias is not None:
         scores = rounded(paddle.add, scores, bias)
-    probabilities = F.softmax(scores.astype("float32"), axis=-1).astype(q.dtype)
+    scores = scores.astype("float32")
+    if same is None:
+        probabilities = F.softmax(scores, axis=-1)
+    else:
+        # Paddle's softmax leaves 1e-28 where a score is hidden, and a gradient with it: hide before and after.
+        hidden = paddle.full([], paddle.finfo(paddle.float32).min)
+        probabilities = F.softmax(paddle.where(same, scores, hidden), axis=-1)
+        probabilities = paddle.where(same, probabilities, paddle.zeros([]))
+    probabilities = probabilities.astype(q.dtype)
     probabilities = F.dropout(probabilities, p=dropout, training=training)
     out = rounded(paddle.matmul, probabilities, v)  # [batch heads seq head_dim]
     return out.transpose([0, 2, 1, 3]), probabilities  # [batch seq heads head_dim]
@@ -233,6 +262,7 @@ class ModernBertAttention(nn.Layer):
         position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
         attention_bias: paddle.Tensor | None = None,
         spans: tuple[Span, ...] | None = None,
+        same: paddle.Tensor | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """Attend.
 
@@ -242,6 +272,7 @@ class ModernBertAttention(nn.Layer):
                 makes them.
             attention_bias: [batch_or_1 1 seq_or_1 seq], or None.
             spans: The sequences of a packed batch: attend block by block. None: eagerly.
+            same: Of packed input that is attended to eagerly: see `same_sequence`.
 
         Returns:
             The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq], or None with `spans`.
@@ -256,6 +287,6 @@ class ModernBertAttention(nn.Layer):
         qkv = self.Wqkv(hidden_states).reshape([batch, seq, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [batch heads seq head_dim]
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        out, probabilities = eager_attention(q, k, v, attention_bias, self.attention_dropout, self.training)
+        out, probabilities = eager_attention(q, k, v, attention_bias, self.attention_dropout, self.training, same)
         out = out.reshape([batch, seq, self.num_heads * self.head_dim])  # [batch seq hidden]
         return self.out_drop(self.Wo(out)), probabilities

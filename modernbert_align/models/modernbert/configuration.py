@@ -32,7 +32,8 @@ class ModernBertConfig(PretrainedConfig):
             ModernBERT-base. And `attn_implementation`, which says how attention is computed: `eager` (all pairs of
             tokens, the implementation that carries the alignment contract) or `blockwise` (the same numbers but for
             rounding, without padding and without a matrix over all pairs); None, the default, takes blockwise in
-            evaluation mode and eager in training, if attentions are asked for, and for export as a static graph.
+            evaluation mode and for packed input, and eager otherwise in training, if attentions are asked for, and
+            for export as a static graph.
 
     Raises:
         ConfigError: A switch that changes the numbers is not supported; it is never ignored. Or there is no such
@@ -75,11 +76,13 @@ class ModernBertConfig(PretrainedConfig):
             raise ConfigError(f"unknown attention implementation `{value}`", hint=f"one of {', '.join(ATTENTIONS)}")
         self._attn_implementation = value
 
-    def attention_for(self, *, training: bool, output_attentions: bool, tracing: bool) -> str:
+    def attention_for(self, *, training: bool, output_attentions: bool, tracing: bool, packed: bool) -> str:
         """The implementation of one forward pass.
 
         Args:
             tracing: Whether the pass is recorded as a static graph, which has no lengths yet.
+            packed: Whether the input is packed. All pairs of a row are then mostly pairs that may not see each other,
+                so that training goes block by block too.
 
         Raises:
             ConfigError: Attentions are asked for and the chosen implementation has none to return (the reference
@@ -96,7 +99,7 @@ class ModernBertConfig(PretrainedConfig):
                 "attention implementation `blockwise` goes by the lengths of a batch, which a static graph has not",
                 hint="set `attn_implementation` to `eager` for export",
             )
-        return chosen or ("eager" if training or output_attentions or tracing else "blockwise")
+        return chosen or ("eager" if (training and not packed) or output_attentions or tracing else "blockwise")
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint.

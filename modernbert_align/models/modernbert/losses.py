@@ -3,9 +3,12 @@
 Source: transformers 5.23.0, loss/loss_utils.py, and the heads of models/modernbert/modeling_modernbert.py.
 """
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from modernbert_align.models.modernbert.blockwise import Indices
+from modernbert_align.models.modernbert.boundaries import sequence_of_token
 from modernbert_align.models.modernbert.precision import rounded
 
 
@@ -28,9 +31,14 @@ def cross_entropy(logits: paddle.Tensor, labels: paddle.Tensor, ignore_index: in
     shifted = wide - wide.max(axis=-1, keepdim=True).detach()  # [positions classes]
     chosen = paddle.take_along_axis(shifted, safe, axis=-1).squeeze(-1)  # [positions]
     log_probability = chosen - shifted.exp().sum(axis=-1).log()  # [positions]
-    picked = log_probability.astype(logits.dtype).astype("float32")  # rounded where log_softmax rounds its result
+    return _mean_of_counted(log_probability, counted, logits.dtype)
+
+
+def _mean_of_counted(log_probability: paddle.Tensor, counted: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
+    """[positions] float32, [positions] bool -> the loss in the logits' dtype."""
+    picked = log_probability.astype(dtype).astype("float32")  # rounded where log_softmax rounds its result
     counted = counted.astype("float32")
-    total = (-(picked * counted).sum()).astype(logits.dtype)  # the reference keeps the sum in the logits' dtype
+    total = (-(picked * counted).sum()).astype(dtype)  # the reference keeps the sum in the logits' dtype
     return rounded(paddle.divide, total, counted.sum())
 
 
@@ -63,14 +71,41 @@ def span_loss(
     end_logits: paddle.Tensor,
     start_positions: paddle.Tensor,
     end_positions: paddle.Tensor,
+    boundaries: Indices | None = None,
 ) -> paddle.Tensor:
     """Mean of the two cross entropies; positions beyond the sequence do not count.
 
     Args:
         start_logits, end_logits: [batch seq].
         start_positions, end_positions: [batch] or [batch 1].
+        boundaries: [sequences+1], of packed logits [1 total]; then positions are [sequences], each counted from the
+            start of its sequence.
     """
-    beyond = start_logits.shape[1]
-    start = cross_entropy(start_logits, start_positions.flatten().clip(0, beyond), ignore_index=beyond)
-    end = cross_entropy(end_logits, end_positions.flatten().clip(0, beyond), ignore_index=beyond)
+    if boundaries is None:
+        beyond = start_logits.shape[1]
+        start = cross_entropy(start_logits, start_positions.flatten().clip(0, beyond), ignore_index=beyond)
+        end = cross_entropy(end_logits, end_positions.flatten().clip(0, beyond), ignore_index=beyond)
+    else:
+        start = _packed_cross_entropy(start_logits, start_positions, boundaries)
+        end = _packed_cross_entropy(end_logits, end_positions, boundaries)
     return rounded(paddle.scale, rounded(paddle.add, start, end), scale=0.5)
+
+
+def _packed_cross_entropy(logits: paddle.Tensor, positions: paddle.Tensor, boundaries: Indices) -> paddle.Tensor:
+    """`cross_entropy` of sequences whose tokens are the classes.
+
+    Args:
+        logits: [1 total].
+        positions: [sequences], from the start of each; beyond its end they do not count.
+        boundaries: [sequences+1].
+    """
+    starts, lengths = (paddle.to_tensor(numbers) for numbers in (boundaries[:-1], np.diff(boundaries)))  # [sequences]
+    sequence = paddle.to_tensor(sequence_of_token(boundaries))  # [total]
+    positions = positions.flatten().clip(0).astype("int64")
+    counted = positions < lengths
+    wide = logits.squeeze(0).astype("float32")  # [total]
+    highest = paddle.geometric.segment_max(wide.detach(), sequence)  # [sequences]
+    shifted = wide - highest.gather(sequence)
+    chosen = shifted.gather(starts + paddle.minimum(positions, lengths - 1))  # [sequences]
+    log_probability = chosen - paddle.geometric.segment_sum(shifted.exp(), sequence).log()
+    return _mean_of_counted(log_probability, counted, logits.dtype)

@@ -23,8 +23,10 @@ from modernbert_align.models.modernbert.attention import (
     ModernBertAttention,
     ModernBertRotaryEmbedding,
     attention_bias,
+    same_sequence,
 )
 from modernbert_align.models.modernbert.blockwise import Packing, Span, packing, rotation
+from modernbert_align.models.modernbert.boundaries import packed_positions, sequence_boundaries
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.layers import (
     LayerNorm,
@@ -78,12 +80,15 @@ class ModernBertEncoderLayer(nn.Layer):
         attention_bias: paddle.Tensor | None = None,
         output_attentions: bool = False,
         spans: tuple[Span, ...] | None = None,
+        same: paddle.Tensor | None = None,
     ) -> Any:
         """[batch seq hidden] -> same shape; with `output_attentions` also the probabilities [batch heads seq seq].
 
-        With `spans` [1 total hidden] -> same shape; see `ModernBertAttention`.
+        With `spans` or `same` [1 total hidden] -> same shape; see `ModernBertAttention`.
         """
-        attended, probabilities = self.attn(self.attn_norm(hidden_states), position_embeddings, attention_bias, spans)
+        attended, probabilities = self.attn(
+            self.attn_norm(hidden_states), position_embeddings, attention_bias, spans, same
+        )
         hidden_states = rounded(paddle.add, hidden_states, attended)
         hidden_states = rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states)))
         return (hidden_states, probabilities) if output_attentions else hidden_states
@@ -224,23 +229,30 @@ class ModernBertModel(ModernBertPretrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: paddle.Tensor | None = None,
     ) -> Any:
-        """Encode a batch.
+        """Encode a batch, or the sequences of one packed row.
+
+        Packed input has shape [1 total] and no padding, and says where its sequences are: by `cu_seqlens`, or by
+        `position_ids` that start again at 0. No sequence sees another. Everything that has the shape [batch seq ...]
+        then has the shape [1 total ...].
 
         Args:
             input_ids: [batch seq], integers; exactly one of this and `inputs_embeds`.
             attention_mask: [batch seq], 1 at real tokens and 0 at padding; None if there is no padding.
-            position_ids: [batch_or_1 seq]; 0, 1, 2, ... if None.
+            position_ids: [batch_or_1 seq]; 0, 1, 2, ... if None, in every sequence of packed input.
             inputs_embeds: [batch seq hidden].
             output_attentions: Also return the probabilities of every layer, [batch heads seq seq] each.
             output_hidden_states: Also return the input of every layer and the final states, [batch seq hidden] each.
             return_dict: Return a `BaseModelOutput` instead of a tuple.
+            cu_seqlens: [sequences+1], integers, of packed input: 0, and where each sequence ends.
 
         Returns:
             `last_hidden_state` [batch seq hidden], then what was asked for.
 
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds` were given.
+            UsageError: What says that the input is packed is malformed or contradicts itself.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -252,14 +264,21 @@ class ModernBertModel(ModernBertPretrainedModel):
             return_dict = self.config.use_return_dict
         given = input_ids if inputs_embeds is None else inputs_embeds
         batch, seq = given.shape[:2]  # type: ignore[union-attr]
+        boundaries = sequence_boundaries([batch, seq], cu_seqlens, position_ids, attention_mask)
         if position_ids is None:
-            position_ids = paddle.arange(seq).unsqueeze(0)  # [1 seq]
+            position_ids = paddle.arange(seq).unsqueeze(0) if boundaries is None else packed_positions(boundaries)
         attention = self.config.attention_for(
-            training=self.training, output_attentions=output_attentions, tracing=not paddle.in_dynamic_mode()
+            training=self.training,
+            output_attentions=output_attentions,
+            tracing=not paddle.in_dynamic_mode(),
+            packed=boundaries is not None,
         )
         packed: Packing | None = None
         if attention == "blockwise":
-            packed = packing(batch, seq, attention_mask)
+            if boundaries is None:
+                packed = packing(batch, seq, attention_mask)
+            else:
+                packed = Packing([np.arange(length) for length in np.diff(boundaries)])
             position_ids = packed.pack(position_ids.expand([batch, seq]))  # [1 total]
             input_ids, inputs_embeds = (None if x is None else packed.pack(x) for x in (input_ids, inputs_embeds))
         hidden_states = self.embeddings(input_ids, inputs_embeds)  # [batch seq hidden], or [1 total hidden] if packed
@@ -269,8 +288,10 @@ class ModernBertModel(ModernBertPretrainedModel):
         arguments: dict[str, tuple[Any, ...]]  # of a layer, after the hidden states
         if packed is None:
             windows = {FULL: None, SLIDING: self.config.local_attention // 2}
-            biases = {kind: attention_bias(attention_mask, seq, windows[kind], dtype) for kind in kinds}
-            arguments = {kind: (positions[kind], biases[kind], output_attentions) for kind in kinds}
+            padding = attention_mask if boundaries is None else None  # packed input has none
+            rest = () if boundaries is None else (None, same_sequence(boundaries))
+            biases = {kind: attention_bias(padding, seq, windows[kind], dtype) for kind in kinds}
+            arguments = {kind: (positions[kind], biases[kind], output_attentions, *rest) for kind in kinds}
         else:
             arguments = {kind: (rotation(*positions[kind]), None, False, packed.spans) for kind in kinds}
 
@@ -332,12 +353,13 @@ class ModernBertForMaskedLM(ModernBertPretrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: paddle.Tensor | None = None,
     ) -> Any:
         """Predict tokens.
 
         Args:
             input_ids: As in `ModernBertModel`, like the other arguments not listed here.
-            labels: [batch seq], token ids; positions equal to -100 do not count.
+            labels: [batch seq], token ids; positions equal to -100 do not count. [1 total] if the input is packed.
 
         Returns:
             `loss` (scalar, mean over the positions that count; only with labels), `logits` [batch seq vocab], then
@@ -354,6 +376,7 @@ class ModernBertForMaskedLM(ModernBertPretrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            cu_seqlens=cu_seqlens,
         )
         hidden_states = outputs.last_hidden_state  # [batch seq hidden]
         if self.config.sparse_prediction and labels is not None:
