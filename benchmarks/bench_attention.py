@@ -26,9 +26,7 @@ from modernbert_align.core.convert import Request, convert
 from modernbert_align.core.table import load_table
 from modernbert_align.errors import AlignError
 
-HF, PADDLE, PADDLE_AVX2 = "HF sdpa", "Paddle blockwise", "Paddle blockwise, AVX2"
-# On processors that are not Intel's, Paddle's MKL takes a slow path unless it is told the type: see docs/attention.md.
-ENVIRONMENT = {HF: {}, PADDLE: {}, PADDLE_AVX2: {"MKL_DEBUG_CPU_TYPE": "5"}}
+HF, PADDLE = "HF sdpa", "Paddle blockwise"
 MIXED = "8 x 16..512"
 
 
@@ -54,7 +52,7 @@ def main() -> int:
             source = resolve_model(options.model, load_table(), console.notify)
             request = Request(folder=source.folder, model=source.name, revision=source.revision, src="hf", dst="paddle")
             converted = convert(request, load_table(), Path(temp) / "candidate", force=False).out
-            folders = {HF: source.folder, PADDLE: converted, PADDLE_AVX2: converted}
+            folders = {HF: source.folder, PADDLE: converted}
             result = bench(folders, [int(length) for length in options.lengths.split(",")], options.runs)
     except (AlignError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -74,11 +72,7 @@ def bench(folders: dict[str, Path], lengths: list[int], runs: int) -> dict[str, 
         sides: dict[str, Connection] = {}
         for side, folder in folders.items():
             ours, theirs = context.Pipe()
-            added = ENVIRONMENT[side]
-            os.environ.update(added)
             context.Process(target=serve, args=(theirs, side, folder, batch), daemon=True).start()
-            for key in added:
-                del os.environ[key]
             sides[side] = ours
         for connection in sides.values():
             connection.recv()  # loaded

@@ -10,8 +10,9 @@ import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from modernbert_align.core.processor import MKL_TYPE, cpu_flags, cpu_model, let_mkl_use_avx2
 
 PINNED_ISA = "AVX512_CORE"
 _PINS = {
@@ -32,6 +33,7 @@ def pin() -> None:
     A value the user has set stays, and the report shows it. Freed memory goes back to the system.
     """
     _return_large_blocks()
+    let_mkl_use_avx2()
     for name, value in _PINS.items():
         os.environ.setdefault(name, value)
     for noise in ("No ccache found", "Setuptools is replacing distutils"):  # said on import, no use to anyone here
@@ -49,30 +51,6 @@ def _return_large_blocks() -> None:
             mallopt(option, _LARGE_BLOCK)
 
 
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def cpu_flags() -> tuple[str, ...]:
-    """Instruction-set extensions that decide how these frameworks round."""
-    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "sve", "bf16")
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                present = set(line.split(":", 1)[1].split())
-                return tuple(flag for flag in wanted if flag in present)
-    except OSError:
-        pass
-    return ()
-
-
 def describe() -> dict[str, Any]:
     """Versions, processor and pins, without importing a framework."""
     return {
@@ -82,7 +60,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cpu_flags": list(cpu_flags()),
-        "pins": {name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "PADIFF_API_CHECK")},
+        "pins": {name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", MKL_TYPE, "PADIFF_API_CHECK")},
     }
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from modernbert_align.backends import runtime
 from modernbert_align.backends.kernels import onednn_isa, paddle_kernels
+from modernbert_align.core.processor import cpu_flags
 
-NATIVE_BF16 = {"avx512_bf16", "amx_bf16"} & set(runtime.cpu_flags())
+NATIVE_BF16 = {"avx512_bf16", "amx_bf16"} & set(cpu_flags())
 
 
 def test_pinned_onednn_multiplies_without_native_bf16(monkeypatch):

@@ -4,8 +4,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from modernbert_align.core.processor import let_mkl_use_avx2
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.precision import rounded
+
+let_mkl_use_avx2()
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # F.gelu is the exact one (erf)
 
