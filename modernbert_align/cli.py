@@ -351,6 +351,15 @@ def diff(
         int | None,
         typer.Option(help="Optimizer steps of --phase step. Default: 3.", show_default=False, rich_help_panel=COMPARED),
     ] = None,
+    attention: Annotated[
+        str,
+        typer.Option(
+            help="How the Paddle model computes attention. blockwise: forward phase, engine stream.",
+            metavar="eager|blockwise",
+            rich_help_panel=COMPARED,
+            autocompletion=one_of("eager", "blockwise"),
+        ),
+    ] = "eager",
     engine: Annotated[
         str | None,
         typer.Option(
@@ -394,6 +403,7 @@ def diff(
             engine=engine,
             phase=phase,
             steps=steps,
+            attention=attention,
             as_json=as_json,
             overrides=ctx.obj.overrides,
             typed=_typed(ctx),

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,47 @@ def quiet() -> Iterator[None]:
 def inputs(batch: Inputs) -> dict[str, Any]:
     """The batch as keyword arguments of the model."""
     return {name: paddle.to_tensor(values) for name, values in batch.arguments.items()} | {"return_dict": True}
+
+
+def places(model: Any, batch: Inputs) -> Callable[[Any], Callable[[Callable[..., Any]], Any]]:
+    """Where to hook a model so that every layer is seen with its values in the batch's shape.
+
+    With blockwise attention the encoder's layers hold the real tokens alone, in one row. There a hook is given, and may
+    return, what it would without: [batch seq ...], zeros at padding.
+
+    Returns:
+        Layer -> registers a forward hook, which is called with the layer, its inputs and its output.
+    """
+    from modernbert_align.models.modernbert.blockwise import packing
+
+    encoder = getattr(model, model.base_model_prefix, model)
+    inside = {id(layer) for layer in encoder.sublayers()}
+    if model.config.attn_implementation != "blockwise":
+        inside = set()
+    batch_size, seq = batch.input_ids.shape
+    packed = packing(batch_size, seq, paddle.to_tensor(batch.attention_mask))
+
+    def place(layer: Any) -> Callable[[Callable[..., Any]], Any]:
+        if id(layer) not in inside:
+            return layer.register_forward_post_hook
+
+        def register(hook: Callable[..., Any]) -> Any:
+            def translated(own: Any, arguments: Any, output: Any) -> Any:
+                found = hook(own, arguments, _tensors(packed.restore, output))
+                return None if found is None else _tensors(packed.pack, found)
+
+            return layer.register_forward_post_hook(translated)
+
+        return register
+
+    return place
+
+
+def _tensors(change: Callable[[paddle.Tensor], paddle.Tensor], output: Any) -> Any:
+    """A layer's output with its tensors changed."""
+    if isinstance(output, tuple | list):
+        return type(output)(_tensors(change, value) for value in output)
+    return change(output) if isinstance(output, paddle.Tensor) else output
 
 
 def to_numpy(tensor: paddle.Tensor) -> Floats:

@@ -18,7 +18,7 @@ from modernbert_align.errors import (
     ReportError,
     UsageError,
 )
-from modernbert_align.report.baselines import Key, file_name, key_of, present, to_lines, words
+from modernbert_align.report.baselines import KEY_NAMES, Key, file_name, key_of, present, to_lines, words
 from modernbert_align.report.comparison import Comparison, compare_reports, judged_as
 from modernbert_align.report.comparison_terminal import print_comparison
 from modernbert_align.report.json_report import read_report
@@ -128,7 +128,7 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
         )
     codes = {EXIT_USAGE if "error" in document else document["exit_code"] for document in documents}
     readable = [document for document in documents if "error" not in document]
-    keys = [tuple(document[name] for name in ("model", "head", "dtype", "phase", "steps")) for document in readable]
+    keys = [tuple(document[name] for name in KEY_NAMES) for document in readable]
     twice = sorted({words(key) for key in keys if keys.count(key) > 1})
     codes |= {EXIT_USAGE} if twice else set()
     code = next((c for c in (EXIT_USAGE, EXIT_MISALIGNED, EXIT_NOT_COMPARED) if c in codes), EXIT_ALIGNED)
@@ -141,7 +141,7 @@ def show(*, baseline_dir: Path, as_json: bool, overrides: Sequence[Override] = (
         if "error" in document:
             console.line(f"unreadable   {document['error']}")
             continue
-        key = tuple(document[name] for name in ("model", "head", "dtype", "phase", "steps"))
+        key = tuple(document[name] for name in KEY_NAMES)
         versions = document["versions"]
         frameworks = ", ".join(f"{name} {versions[name]}" for name in ("torch", "paddlepaddle") if name in versions)
         console.line(f"{document['verdict']:<12} {words(key)}: {document['rows']} rows  {document['path']}")
@@ -164,7 +164,7 @@ def _against(path: Path, report: Report, overrides: Sequence[Override]) -> tuple
 
 
 def _named(key: Key) -> dict[str, Any]:
-    return dict(zip(("model", "head", "dtype", "phase", "steps"), key, strict=True))
+    return dict(zip(KEY_NAMES, key, strict=True))
 
 
 def _document(one: _Update) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from modernbert_align.core.manifest import read_manifest
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
+from modernbert_align.core.rows import ATTENTIONS, ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
 from modernbert_align.core.table import Entry, Table, load_table
 from modernbert_align.core.text import command_line, name_text
 from modernbert_align.core.tolerance import Override, Tolerance, load_tolerances
@@ -59,6 +59,7 @@ def run(
     engine: str | None,
     phase: str,
     steps: int | None,
+    attention: str,
     as_json: bool,
     overrides: Sequence[Override] = (),
     typed: Collection[str] = (),
@@ -77,6 +78,12 @@ def run(
         raise UsageError(f"--engine chooses what drives the forward phase, not {phase}", hint="leave it out")
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"unknown engine `{engine}`", hint=f"one of {', '.join(ENGINES)}")
+    if attention not in ATTENTIONS:
+        raise UsageError(f"unknown attention `{attention}`", hint=f"one of {', '.join(ATTENTIONS)}")
+    if attention != "eager" and phase != "forward":
+        raise UsageError(f"{attention} attention is compared in the forward phase, not {phase}", hint="leave one out")
+    if attention != "eager" and engine == "padiff":
+        raise UsageError(f"the engine padiff cannot look into {attention} attention", hint="choose --engine stream")
     if steps is not None and phase != "step":
         raise UsageError(f"--steps is for --phase step, not {phase}", hint="leave it out")
     if steps is not None and not FEWEST_STEPS <= steps <= MOST_STEPS:
@@ -89,13 +96,21 @@ def run(
         how = Run(phase="backward")
     elif phase == "step":
         how = Run(phase="step", steps=steps or DEFAULT_STEPS)
+    elif attention != "eager":
+        how = Run(forward_engine="stream", attention=attention)
     elif engine is not None:
         how = Run(forward_engine=engine)
     table = load_table()
     if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
 
-        chosen = {"model": model, "head": head, "engine": engine, "phase": None if phase == "forward" else phase}
+        chosen = {
+            "model": model,
+            "head": head,
+            "engine": engine,
+            "phase": None if phase == "forward" else phase,
+            "attention": None if attention == "eager" else attention,
+        }
         given = {f"--{name}": value if name in typed else None for name, value in chosen.items()}
         paths = trace_diff.check_arguments(reference, candidate, given)
         report = trace_diff.compare(*paths, dtype if "dtype" in typed else None, policy, table, overrides)  # type: ignore[arg-type]
@@ -108,6 +123,8 @@ def run(
     stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
     if phase != "forward":
         stem += f"-{phase}"
+    if attention != "eager":
+        stem += f"-{attention}"
     written = write_formats(report, names, report_dir, stem)
     if as_json:
         console.print_json(report.model_dump(mode="json"))
@@ -141,6 +158,11 @@ def _compare(
     )  # refuses what is no HF model
     chosen = check_head(head or declared, declared, source.name)
     batch = make_inputs(source.inputs or default_inputs(config), config, chosen)
+    if how.attention != "eager" and chosen == "question_answering" and batch.padded:
+        raise UsageError(
+            f"the reference's loss of {chosen} counts padding, which {how.attention} attention does not compute",
+            hint="choose --attention eager, or another head: the encoder is the same",
+        )
     folder, differences = _candidate(source, candidate, config, chosen, table, stack)
     runtime.pin()
     console.notify("importing torch, transformers, paddle and padiff")
@@ -198,6 +220,7 @@ def _compare(
         dtype=dtypes[-1],
         phase=how.phase,
         steps=how.steps,
+        attention=how.attention,
         execution={
             d: Execution(reference="native", candidate=result.execution[d])  # type: ignore[arg-type]
             for d in dtypes

@@ -13,7 +13,7 @@ from modernbert_align.commands import console
 from modernbert_align.core.fixtures import InputSpec, contract_fixture, fixture_names, load_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import PHASES
+from modernbert_align.core.rows import ATTENTIONS, PHASES, EngineName
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.training import Run, phase_losses, phase_probes
@@ -34,7 +34,7 @@ from modernbert_align.errors import (
     ReportError,
     UsageError,
 )
-from modernbert_align.report.baselines import Key, key_of, read_baselines, words
+from modernbert_align.report.baselines import KEY_NAMES, Key, key_of, read_baselines, words
 from modernbert_align.report.comparison import Comparison, compare_reports, judged_as
 from modernbert_align.report.comparison_terminal import headline, movement, print_comparison
 from modernbert_align.report.json_report import read_report
@@ -44,12 +44,13 @@ from modernbert_align.report.terminal import override_line
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One `--require`: a model, optionally a head and a phase, and the dtypes that must have been compared."""
+    """One `--require`: a model, optionally head, phase and attention, and the dtypes that must have been compared."""
 
     text: str
     model: str
     head: str | None
     phase: str
+    attention: str
     dtypes: tuple[str, ...]
 
 
@@ -60,20 +61,21 @@ def parse_requirement(text: str) -> Requirement:
         UsageError: It is not of that form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    values: dict[str, list[str]] = {"model": [], "head": [], "phase": [], "dtype": []}
+    values: dict[str, list[str]] = {"model": [], "head": [], "phase": [], "attention": [], "dtype": []}
     for key, sign, value in pairs:
         if key not in values or not sign or not value:
             raise UsageError(
                 f"--require `{text}`: `{key}{sign}{value}` is not understood",
-                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME or phase=NAME",
+                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME, phase=NAME or attention=NAME",
             )
         values[key].append(value)
-    unknown = set(values["dtype"]) - set(RUNS) or set(values["phase"]) - set(PHASES)
-    several = any(len(values[key]) > 1 for key in ("head", "phase"))
+    known = {"dtype": tuple(RUNS), "phase": PHASES, "attention": ATTENTIONS}
+    unknown = any(set(values[key]) - set(names) for key, names in known.items())
+    several = any(len(values[key]) > 1 for key in ("head", "phase", "attention"))
     if len(values["model"]) != 1 or several or not values["dtype"] or unknown:
         raise UsageError(
-            f"--require `{text}` needs one model, at most one head and one phase (of {', '.join(PHASES)}), "
-            f"and dtypes out of {', '.join(RUNS)}",
+            f"--require `{text}` needs one model, at most one head, one phase (of {', '.join(PHASES)}) and one "
+            f"attention (of {', '.join(ATTENTIONS)}), and dtypes out of {', '.join(RUNS)}",
             hint="for example --require model=base,dtype=fp32,dtype=bf16",
         )
     return Requirement(
@@ -81,6 +83,7 @@ def parse_requirement(text: str) -> Requirement:
         model=values["model"][0],
         head=values["head"][0] if values["head"] else None,
         phase=values["phase"][0] if values["phase"] else "forward",
+        attention=values["attention"][0] if values["attention"] else "eager",
         dtypes=tuple(values["dtype"]),
     )
 
@@ -145,6 +148,7 @@ def run(
                         "dtype": report.dtype,
                         "phase": report.phase,
                         "steps": report.steps,
+                        "attention": report.attention,
                         "verdict": judgement.verdict,
                         "exit_code": judgement.exit_code,
                         "overrides": [override.model_dump(mode="json") for override in judgement.overrides],
@@ -165,8 +169,7 @@ def run(
             continue
         coverage = judgement.coverage
         out.print(
-            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.phase}"
-            f"{f' of {report.steps} steps' if report.steps else ''}: "
+            f"{judgement.verdict:<12} {report.model.name} {report.model.head} {report.dtype} {report.run}: "
             f"{coverage.compared} of {coverage.expected} rows, {coverage.weights_compared} of "
             f"{coverage.weights_expected} weights{f', {own}' if own else ''}  {path}",
             soft_wrap=True,
@@ -208,7 +211,7 @@ class _Trend:
         """The outcome for machines."""
         return {
             "path": str(self.baseline),
-            **dict(zip(("model", "head", "dtype", "phase", "steps"), self.key, strict=True)),
+            **dict(zip(KEY_NAMES, self.key, strict=True)),
             "report": str(self.path) if self.path is not None else None,
             "exit_code": self.exit_code,
             "comparison": self.comparison.model_dump(mode="json") if self.comparison is not None else None,
@@ -286,7 +289,8 @@ def rejudge(report: Report, path: Path, policy: Policy | None, overrides: Sequen
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
     try:
-        run = Run(phase=report.phase, steps=report.steps)
+        engine: EngineName = "stream" if report.engine.name == "stream" else "padiff"
+        run = Run(phase=report.phase, steps=report.steps, forward_engine=engine, attention=report.attention)
     except ValueError as mixture:
         raise ReportError(f"`{path}` says {mixture}", hint="run `diff` again") from None
     prefix, entries = table.prefix(report.model.head), table.expand(config, report.model.head)
@@ -341,5 +345,6 @@ def _meets(report: Report, requirement: Requirement, dtype: str) -> bool:
         and (report.model.kind == "fixture" or requirement.model not in fixture_names())
         and requirement.head in (None, report.model.head)
         and requirement.phase == report.phase
+        and requirement.attention == report.attention
         and dtype in RUNS[report.dtype]
     )

@@ -105,6 +105,7 @@ def compare(
         dtype=pair.dtypes[-1],
         phase="forward",
         steps=None,
+        attention="eager",
         execution={name: Execution(reference="native", candidate=ours.execution[name]) for name in pair.dtypes},
         model=_model_info(pair),
         conversion=None,

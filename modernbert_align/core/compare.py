@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from modernbert_align.core.metrics import ByRow, Floats, finite, measure
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import Dtype, Loss, Mode, Observation, Phase, Record
+from modernbert_align.core.rows import Attention, Dtype, Loss, Mode, Observation, Phase, Record
 
 Mask = npt.NDArray[np.bool_]
 
@@ -35,6 +35,7 @@ class Context:
 
     Attributes:
         mask: [batch seq], true at real tokens.
+        attention: Of the candidate; other than eager attention has no probabilities to return.
     """
 
     mask: Mask
@@ -42,6 +43,7 @@ class Context:
     mode: Mode
     phase: Phase = "forward"
     loss: Loss | None = None
+    attention: Attention = "eager"
 
     def mask_for(self, probe: Probe) -> Mask | None:
         """The mask of a probe's positions; None where all are compared."""
@@ -84,17 +86,23 @@ def compare(
 
     if not theirs:
         return unseen("missing", "the reference returned no tensor here")
+    if probe.may_omit and context.attention != "eager" and len(ours) > 1:
+        return unseen("extra", f"the candidate returns {', '.join(ours)}: {context.attention} attention did not run")
+    # What follows the first output is not compared, and either side may have a reason to leave it out.
     omitted = [name for name in ours if name not in theirs and len(ours) > 1]
-    if set(theirs) - set(ours) or len(omitted) > (probe.may_omit if len(theirs) == 1 else 0):
+    lacking = [name for name in theirs if name not in ours]
+    may_omit = probe.may_omit if len(theirs) == 1 else 0
+    may_lack = probe.may_omit if len(ours) == 1 and context.attention != "eager" else 0
+    if len(omitted) > may_omit or len(lacking) > may_lack:
         return unseen("extra", f"the candidate returns {', '.join(ours)}, the reference {', '.join(theirs)}")
-    for name, r in theirs.items():
-        c = ours[name]
+    for name in (name for name in theirs if name not in lacking):
+        c, r = ours[name], theirs[name]
         if c.shape != r.shape:
             return unseen("shape_mismatch", f"output {name} is {list(c.shape)}, the reference's is {list(r.shape)}")
         if c.dtype != r.dtype:
             return unseen("dtype_mismatch", f"output {name} is {c.dtype}, the reference's is {r.dtype}")
     compared = probe.key or next(iter(theirs))
-    if compared not in theirs:
+    if compared not in theirs or compared in lacking:
         return unseen("missing", f"the models return {', '.join(theirs)}, not {compared}")
     values, expected = ours[compared].values(), theirs[compared].values()
     mask = context.mask_for(probe)

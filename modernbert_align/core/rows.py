@@ -11,9 +11,11 @@ Loss = Literal["projection", "head"]
 Dtype = Literal["fp32", "bf16"]
 Observation = Literal["compared", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite", "empty"]
 Status = Literal["pass", "explained", "fail", "missing", "extra", "shape_mismatch", "dtype_mismatch", "nonfinite"]
+Attention = Literal["eager", "blockwise"]  # of the candidate; the reference's is eager
 EngineName = Literal["padiff", "stream", "autograd", "trace"]  # trace: both sides were recorded alone
 
 ENGINES: tuple[EngineName, ...] = ("padiff", "stream")  # that run both models in the forward phase
+ATTENTIONS: tuple[Attention, ...] = ("eager", "blockwise")
 MODES: tuple[Mode, ...] = ("isolated", "accumulated")
 PHASES: tuple[Phase, ...] = ("forward", "backward", "step")
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import EngineName, Loss, Phase
+from modernbert_align.core.rows import Attention, EngineName, Loss, Phase
 from modernbert_align.core.table import Entry
 
 EMBEDDED = "inputs"  # the embedded tokens: what the gradient of the inputs is taken with respect to
@@ -30,19 +30,24 @@ class Run:
     Attributes:
         forward_engine: What drives the forward phase: `padiff`, a pass at a time, or `stream`, all passes at once.
         steps: How many optimizer steps the step phase takes; None in the others.
+        attention: Of the candidate. Blockwise attention is compared in the forward phase, by `stream`.
 
     Raises:
-        ValueError: Steps without the step phase or the other way round, or too few or too many.
+        ValueError: Steps without the step phase or the other way round, or too few or too many; blockwise attention
+            in another phase or with another engine.
     """
 
     phase: Phase = "forward"
     forward_engine: EngineName = "padiff"
     steps: int | None = None
+    attention: Attention = "eager"
 
     def __post_init__(self) -> None:
         taken = self.steps is not None and FEWEST_STEPS <= self.steps <= MOST_STEPS
         if taken != (self.phase == "step") or (self.steps is not None and not taken):
             raise ValueError(f"phase {self.phase} and {self.steps} steps")
+        if self.attention == "blockwise" and self.engine != "stream":
+            raise ValueError(f"blockwise attention and engine {self.engine}")
 
     @property
     def engine(self) -> EngineName:

@@ -94,7 +94,7 @@ def run_alignment(
         clock = _Clock(timings, dtype)
         notify(f"{dtype}: loading both models")
         theirs = hf.load(reference, architecture, dtype)
-        ours = paddle_backend.load(candidate, architecture, dtype)
+        ours = paddle_backend.load(candidate, architecture, dtype, run.attention)
         clock.lap("load")
         notify(f"{dtype}: comparing {len(entries)} weights bit for bit")
         weights.append(check_weights(entries, paddle_backend.state_bits(ours), hf.state_bits(theirs), dtype))
@@ -128,7 +128,7 @@ def run_alignment(
             clock.lap(run.phase)
         elif run.engine == "stream":
             notify(f"{dtype}: all passes in lock-step over {len(probes)} probes")
-            records += stream_engine.run(ours, theirs, oracle, batch, probes, dtype)
+            records += stream_engine.run(ours, theirs, oracle, batch, probes, dtype, run.attention)
             clock.lap("stream")
         else:
             notify(f"{dtype}: measuring the reference against itself ({', '.join(reference_side.VARIATIONS)})")

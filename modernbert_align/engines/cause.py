@@ -233,7 +233,8 @@ def capture(
     handles: list[Any] = []
     try:
         handles += [modules[probe.hf].register_forward_hook(keep(probe.name)) for probe in hooked]
-        handles += [layers[probe.paddle].register_forward_post_hook(replace_by(probe.name)) for probe in hooked]
+        place = paddle_backend.places(candidate, batch)
+        handles += [place(layers[probe.paddle])(replace_by(probe.name)) for probe in hooked]
         with torch.no_grad(), paddle.no_grad():
             theirs = reference(**hf.inputs(batch))
             ours = _run(candidate, batch)

@@ -18,7 +18,7 @@ from modernbert_align.backends.oracle import Oracle
 from modernbert_align.core.compare import Context
 from modernbert_align.core.fixtures import Inputs
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, Mode, Record
+from modernbert_align.core.rows import MODES, Attention, Dtype, Mode, Record
 from modernbert_align.engines import reference_side
 from modernbert_align.engines.pair import compare
 from modernbert_align.engines.passes import Outputs, Pass, hooked, outputs_of, stopping
@@ -26,23 +26,35 @@ from modernbert_align.engines.reference_side import Expected, Reference
 
 
 def run(
-    candidate: Any, reference: torch.nn.Module, oracle: Oracle, batch: Inputs, probes: Sequence[Probe], dtype: Dtype
+    candidate: Any,
+    reference: torch.nn.Module,
+    oracle: Oracle,
+    batch: Inputs,
+    probes: Sequence[Probe],
+    dtype: Dtype,
+    attention: Attention = "eager",
 ) -> tuple[Record, ...]:
     """Run both models and measure every probe in both modes.
 
     Args:
         candidate: The Paddle model, in evaluation mode.
         reference: The PyTorch model, in evaluation mode with eager attention.
+        attention: Of the candidate.
 
     Returns:
         A record for every probe and mode, whatever happened.
     """
     with reference_side.live(reference, batch, probes, oracle) as running:
-        return run_beside(running, candidate, batch, probes, dtype)
+        return run_beside(running, candidate, batch, probes, dtype, attention)
 
 
 def run_beside(
-    reference: Reference, candidate: Any, batch: Inputs, probes: Sequence[Probe], dtype: Dtype
+    reference: Reference,
+    candidate: Any,
+    batch: Inputs,
+    probes: Sequence[Probe],
+    dtype: Dtype,
+    attention: Attention = "eager",
 ) -> tuple[Record, ...]:
     """Run the candidate beside one run of the reference, live or recorded, and measure every probe in both modes.
 
@@ -53,7 +65,7 @@ def run_beside(
         A record for every probe and mode, whatever happened.
     """
     mask = batch.attention_mask.astype(bool)
-    contexts = {mode: Context(mask=mask, dtype=dtype, mode=mode) for mode in MODES}
+    contexts = {mode: Context(mask=mask, dtype=dtype, mode=mode, attention=attention) for mode in MODES}
     records: dict[tuple[str, Mode], Record] = {}
     with candidate_side(candidate, batch, probes, reference.absent) as ours:
         for expected in reference.steps():
@@ -100,7 +112,7 @@ class CandidateSide:
         outputs = one.advance(probe.name, self._finished[mode])
         self._finished[mode].add(probe.name)
         if outputs is not None and mode == "isolated":
-            one.replace([paddle_backend.from_torch(value) for value in expected.outputs.values()])
+            one.replace([paddle_backend.from_torch(value) for value in list(expected.outputs.values())[: len(outputs)]])
         return outputs
 
     def finish(self) -> None:
@@ -119,7 +131,8 @@ def candidate_side(
         skipped: Probes that the reference cannot have, so the passes do not stop there.
     """
     layers, absent = hooked(probes, dict(candidate.named_sublayers()), "candidate")
-    places = {name: layer.register_forward_post_hook for name, layer in layers.items() if name not in skipped}
+    place = paddle_backend.places(candidate, batch)
+    places = {name: place(layer) for name, layer in layers.items() if name not in skipped}
     passes = {mode: Pass(lambda: paddle_outputs(candidate(**paddle_backend.inputs(batch)))) for mode in MODES}
     with paddle.no_grad(), stopping(passes.values(), places, paddle_outputs):
         yield CandidateSide(passes, absent)

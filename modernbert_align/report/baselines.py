@@ -5,30 +5,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from modernbert_align.core.rows import Attention, Phase
 from modernbert_align.errors import ReportError, UsageError
 from modernbert_align.report.json_report import read_report
-from modernbert_align.report.schema import Report
+from modernbert_align.report.schema import Report, run_words
 
-Key = tuple[str, str, str, str, int | None]  # what a report is looked up by: model, head, dtype, phase, steps
+KEY_NAMES = ("model", "head", "dtype", "phase", "steps", "attention")
+Key = tuple[str, str, str, Phase, int | None, Attention]  # what a report is looked up by
 
 
 def key_of(report: Report) -> Key:
     """What a report is about; a baseline is for reports with the same key."""
-    return report.model.name, report.model.head, report.dtype, report.phase, report.steps
+    return report.model.name, report.model.head, report.dtype, report.phase, report.steps, report.attention
 
 
 def words(key: Key) -> str:
     """A key for people: `tiny masked_lm bf16 step of 3 steps`."""
-    *names, steps = key
-    return " ".join([*map(str, names), *([f"of {steps} steps"] if steps else [])])
+    model, head, dtype, phase, steps, attention = key
+    return f"{model} {head} {dtype} {run_words(phase, steps, attention)}"
 
 
 def file_name(key: Key) -> str:
     """The name of a baseline's file; different keys have different names."""
-    model, head, dtype, phase, steps = key
+    model, head, dtype, phase, steps, attention = key
     stem = f"diff-{quote(model, safe='')}-{quote(head, safe='')}-{dtype}"
     if phase != "forward":
         stem += f"-{phase}"
+    if attention != "eager":
+        stem += f"-{attention}"
     return f"{stem}-{steps}.json" if steps is not None else f"{stem}.json"
 
 

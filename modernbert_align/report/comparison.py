@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.fixtures import contract_fixture
-from modernbert_align.core.rows import Dtype, Loss, Mode, Phase, Record, Row, Status
+from modernbert_align.core.rows import Attention, Dtype, Loss, Mode, Phase, Record, Row, Status
 from modernbert_align.core.tolerance import Tolerance, load_tolerances
 from modernbert_align.core.verdict import RUNS, Coverage, Judgement, Key, Policy, Verdict, default_policy, place
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, UsageError
@@ -134,6 +134,7 @@ class Comparison(_Strict):
     head: str
     phase: Phase
     steps: int | None
+    attention: Attention
     noise: float = Field(gt=0)
     old: Side
     new: Side
@@ -181,11 +182,12 @@ def subject(report: Report) -> dict[str, str | int | None]:
         "head": report.model.head,
         "phase": report.phase,
         "steps": report.steps,
+        "attention": report.attention,
     }
 
 
 def compare_reports(old: Report, new: Report) -> Comparison:
-    """Compare two reports, judged by the same rules, of the same model, head, phase and steps.
+    """Compare two reports, judged by the same rules, of the same model, head, phase, steps and attention.
 
     Raises:
         UsageError: They are of different comparisons.
@@ -195,7 +197,7 @@ def compare_reports(old: Report, new: Report) -> Comparison:
     if differing:
         raise UsageError(
             f"the reports are not of the same comparison: {', '.join(differing)}",
-            hint="compare reports of the same model, head, phase and steps",
+            hint="compare reports of the same model, head, phase, steps and attention",
         )
     before, after = _rows(old), _rows(new)
     both = [(row, after[key]) for key, row in before.items() if _compared(row) and _compared(after.get(key))]
@@ -215,6 +217,7 @@ def compare_reports(old: Report, new: Report) -> Comparison:
         head=new.model.head,
         phase=new.phase,
         steps=new.steps,
+        attention=new.attention,
         noise=NOISE,
         old=_side(old),
         new=_side(new),

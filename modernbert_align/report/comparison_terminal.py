@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from modernbert_align.core.text import one_line
 from modernbert_align.report.comparison import Comparison, RowChange, RowPresence
+from modernbert_align.report.schema import run_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,10 +83,10 @@ def movement(comparison: Comparison) -> str:
 
 def summary(comparison: Comparison) -> str:
     """What changed, of what, and the exit code, in one line."""
-    steps = f" of {comparison.steps} steps" if comparison.steps else ""
+    run = run_words(comparison.phase, comparison.steps, comparison.attention)
     return (
-        f"{headline(comparison)}  {comparison.model} {comparison.head} {comparison.new.dtype} {comparison.phase}"
-        f"{steps}, exit {comparison.exit_code}"
+        f"{headline(comparison)}  {comparison.model} {comparison.head} {comparison.new.dtype} {run}, "
+        f"exit {comparison.exit_code}"
     )
 
 

@@ -93,7 +93,7 @@ def _of_verdict(report: Report, more: int) -> Annotation:
         lines.append(f"{more} more rows are not a pass, see the report")
     return Annotation(
         level=_level(report.verdict, report.exit_code),
-        title=one_line(f"{report.verdict}: {model.name} {model.head} {report.dtype} {report.phase}", _LONGEST_TITLE),
+        title=one_line(f"{report.verdict}: {model.name} {model.head} {report.dtype} {report.run}", _LONGEST_TITLE),
         message="\n".join(map(one_line, lines)),
     )
 

@@ -107,7 +107,7 @@ def _lines(lines: Sequence[str]) -> str:
 
 def _suites(report: Report) -> Iterator[_Suite]:
     model = report.model
-    of = f"{model.name}.{model.head}.{report.phase}"
+    of = f"{model.name}.{model.head}.{report.phase}" + ("" if report.attention == "eager" else f".{report.attention}")
     yield _Suite(name=f"{of}.verdict", cases=[_verdict_case(report)], properties=tuple(_properties(report)))
     gaps = _gaps_without_a_row(report)
     if gaps:
@@ -227,6 +227,7 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
         ("head", model.head),
         ("dtype", report.dtype),
         ("phase", report.phase if report.steps is None else f"{report.phase} of {report.steps} steps"),
+        ("attention", report.attention),
         ("reference_sha256", model.reference_sha256),
         ("candidate_sha256", model.candidate_sha256),
         ("report_sha256", report.content_sha256),

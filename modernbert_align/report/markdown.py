@@ -75,17 +75,16 @@ def _verdict(report: Report) -> str:
     model = report.model
     return (
         f"## {SYMBOLS[report.verdict]} {report.verdict}: {code(model.name)} {code(model.head)} {report.dtype} "
-        f"{report.phase}\n\n{prose(verdict_sentence(report))}\n"
+        f"{report.run}\n\n{prose(verdict_sentence(report))}\n"
     )
 
 
 def _facts(report: Report) -> str:
     model, coverage = report.model, report.coverage
-    phase = report.phase if report.steps is None else f"{report.phase} of {report.steps} steps"
     meaning = EXIT_MEANING.get(report.exit_code, "not an exit code of a comparison")
     lines = [
         "",
-        f"- model {code(model.name)}, head {code(model.head)}, candidate {code(model.candidate)}, {phase} in "
+        f"- model {code(model.name)}, head {code(model.head)}, candidate {code(model.candidate)}, {report.run} in "
         f"{report.dtype}",
         f"- policy {report.policy}, exit code {report.exit_code}: {meaning}",
         f"- compared {coverage.compared} of {coverage.expected} rows and {coverage.weights_compared} of "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.cause import Cause
-from modernbert_align.core.rows import Dtype, EngineName, Mode, Phase, Row, WeightCheck
+from modernbert_align.core.rows import Attention, Dtype, EngineName, Mode, Phase, Row, WeightCheck
 from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
@@ -158,12 +158,19 @@ class Environment(_Strict):
     paddle_device: str
 
 
+def run_words(phase: Phase, steps: int | None, attention: Attention) -> str:
+    """What was run, for people: `forward`, `step of 3 steps`, `forward with blockwise attention`."""
+    of = f" of {steps} steps" if steps else ""
+    return phase + of + ("" if attention == "eager" else f" with {attention} attention")
+
+
 class Report(_Strict):
     """A whole comparison.
 
     Attributes:
         phase: What was run; a report holds one phase.
         steps: Optimizer steps of the step phase, else null.
+        attention: How the candidate computed attention; the reference's is eager.
         conversion: Null where the candidate's folder has no conversion manifest, or was not at hand.
         overrides: Limits that the project set itself; shown by every view of the report.
     """
@@ -177,6 +184,7 @@ class Report(_Strict):
     dtype: Dtype
     phase: Phase
     steps: int | None
+    attention: Attention
     execution: dict[Dtype, Execution]
     model: ModelInfo
     conversion: ConversionInfo | None
@@ -194,6 +202,11 @@ class Report(_Strict):
     timings_s: dict[str, float]
     command: str
     content_sha256: str = ""
+
+    @property
+    def run(self) -> str:
+        """What was run, for people."""
+        return run_words(self.phase, self.steps, self.attention)
 
     def sealed(self) -> "Report":
         """This report with its digest filled in."""

@@ -70,7 +70,7 @@ def verdict_line(report: Report) -> "Text":
     return Text.assemble(
         (report.verdict, STYLES[report.verdict]),
         one_line(
-            f"  {report.model.name} {report.model.head} {report.dtype} {report.phase}, "
+            f"  {report.model.name} {report.model.head} {report.dtype} {report.run}, "
             f"policy {report.policy}, exit {report.exit_code}" + (f"; {own}" if own else "")
         ),
     )

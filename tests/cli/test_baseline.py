@@ -255,8 +255,9 @@ def test_name_in_a_report_cannot_lead_out_of_the_folder(tiny_report):
 
 def test_different_comparisons_have_different_files(tiny_report):
     key = key_of(read_report(tiny_report))
-    others = [(*key[:3], "step", 3), (*key[:3], "step", 4), (*key[:3], "backward", None), ("a/b", *key[1:]), key]
-    assert len({file_name(other) for other in [*others, ("a%2Fb", *key[1:])]}) == 6
+    runs = [("step", 3, "eager"), ("step", 4, "eager"), ("backward", None, "eager"), ("forward", None, "blockwise")]
+    others = [*[(*key[:3], *run) for run in runs], ("a/b", *key[1:]), ("a%2Fb", *key[1:]), key]
+    assert len({file_name(other) for other in others}) == len(others)
 
 
 # --- all or nothing ---

@@ -22,8 +22,8 @@ def broken_candidate(monkeypatch):
         def put(name, dtypes=("fp32", "bf16")):
             load = paddle_backend.load
 
-            def broken(folder, architecture, dtype):
-                model = load(folder, architecture, dtype)
+            def broken(folder, architecture, dtype, *attention):
+                model = load(folder, architecture, dtype, *attention)
                 stack.close()  # the fault of the model before
                 if dtype in dtypes:
                     stack.enter_context(FAULTS[name].inject(model))

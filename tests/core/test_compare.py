@@ -44,3 +44,24 @@ def test_shapes_and_dtypes_are_checked_before_anything_is_read(other, observatio
 def test_where_the_reference_returns_nothing_there_is_nothing_to_compare():
     assert compare(PROBE, CONTEXT, {"0": unread(2)}, {}, Beside()).observation == "missing"
     assert compare(replace(PROBE, key="logits"), CONTEXT, {}, {}, Beside()).observation == "missing"
+
+
+ATTN = replace(PROBE, may_omit=1)  # its second output are the probabilities
+BLOCKWISE = replace(CONTEXT, attention="blockwise")
+
+
+def test_only_eager_attention_has_to_return_probabilities():
+    ours, theirs = {"0": output([1.5])}, {"0": output([1.0]), "1": unread(4)}
+    assert compare(ATTN, BLOCKWISE, ours, theirs, Beside()).mean_abs == 0.5
+    assert compare(ATTN, CONTEXT, ours, theirs, Beside()).observation == "extra"
+    assert compare(PROBE, BLOCKWISE, ours, theirs, Beside()).observation == "extra"
+    assert compare(replace(ATTN, key="1"), BLOCKWISE, ours, theirs, Beside()).observation == "missing"
+
+
+@pytest.mark.parametrize("theirs", [{"0": unread(2)}, {"0": unread(2), "1": unread(4)}])
+def test_blockwise_attention_that_returns_probabilities_did_not_run(theirs):
+    record = compare(ATTN, BLOCKWISE, {"0": unread(2), "1": unread(4)}, theirs, Beside())
+    assert (record.observation, record.reason) == (
+        "extra",
+        "the candidate returns 0, 1: blockwise attention did not run",
+    )

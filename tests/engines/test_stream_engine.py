@@ -16,6 +16,7 @@ from faults import FAULTS
 from modernbert_align.backends import hf
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.core.compare import rel_l2
+from modernbert_align.core.fixtures import InputSpec, make_inputs
 from modernbert_align.core.metrics import ByRow
 from modernbert_align.core.rows import MODES
 from modernbert_align.core.tolerance import load_tolerances
@@ -665,3 +666,27 @@ def test_outputs_are_named_alike_by_both_engines():
         theirs = padiff_engine._outputs(SimpleNamespace(output=output))
         assert list(ours) == list(theirs)
         assert all(ours[name] is theirs[name] for name in ours)
+
+
+# --- other inputs, and blockwise attention ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 193, 77), (64, 64), (511, 2)])
+def test_blockwise_attention_is_measured_like_eager_attention(load_models, lengths, dtype):
+    models = load_models("tiny-sensitive", dtype)
+    batch = make_inputs(InputSpec(seed=1, lengths=lengths), models.config, models.head)
+    models.candidate.config.attn_implementation = "blockwise"
+    records = engine.run(
+        models.candidate, models.reference, models.oracle, batch, models.probes, dtype, attention="blockwise"
+    )
+    assert [(r.probe, r.mode) for r in records] == [(p.name, mode) for mode in MODES for p in models.probes]
+    assert {r.observation for r in records} == {"compared"}
+    assert {r.elements for r in records if r.probe == "layers.1.attn"} == {sum(lengths) * models.config.hidden_size}
+    expectation = Expectation(
+        probes=models.probes, dtypes=(dtype,), weights=len(models.entries), fixture=models.name, needs={}
+    )
+    bits = paddle_backend.state_bits(models.candidate), hf.state_bits(models.reference)
+    weights = [check_weights(models.entries, *bits, dtype)]
+    judgement = judge(records, weights, expectation, load_tolerances((dtype,)), "contract")
+    assert [row for row in judgement.rows if row.status != "pass"] == []

@@ -108,6 +108,7 @@ def make_report() -> MakeReport:
             dtype="bf16",
             phase="forward",
             steps=None,
+            attention="eager",
             execution={
                 "fp32": Execution(reference="native", candidate="native"),
                 "bf16": Execution(reference="native", candidate="emulated"),
