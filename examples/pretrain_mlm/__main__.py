@@ -38,12 +38,14 @@ def pretrain(
     """Pretrain ModernBERT by ModernBERT's recipe: masked tokens, packed rows, stages of growing context."""
     from examples.pretrain_mlm.recipe import read_recipe
     from examples.pretrain_mlm.report import write_report
+    from examples.pretrain_mlm.state import held
     from examples.pretrain_mlm.training import METRICS, MODEL, Training
 
     declared = read_recipe(recipe)
-    training = Training(declared, out, resume=resume, notify=console.notify)
-    with _progress(declared.steps, training.step) as report:
-        training.run(stop_at or declared.steps, report)
+    with held(out):
+        training = Training(declared, out, resume=resume, notify=console.notify)
+        with _progress(declared.steps, training.step) as report:
+            training.run(stop_at or declared.steps, report)
     console.line(str(write_report(declared, out / METRICS, out)))
     if training.step == declared.steps:
         console.line(str(out / MODEL))

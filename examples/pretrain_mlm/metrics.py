@@ -65,13 +65,23 @@ class Metrics:
         self._known = {(line.step, line.stage) for line in kept if isinstance(line, Evaluated)}
 
     def add(self, line: Line) -> None:
-        """Add a step or an evaluation; one of the same place is not repeated, which a resumed stage would do."""
+        """Add a step or an evaluation; one of the same place is not repeated, which a resumed stage would do.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
         if isinstance(line, Evaluated):
             if (line.step, line.stage) in self._known:
                 return
             self._known.add((line.step, line.stage))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line.model_dump_json() + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line.model_dump_json() + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write `{self._path}`: {error.strerror}",
+                hint="check free space and permissions, then continue with --resume",
+            ) from None
 
 
 def read_metrics(path: Path) -> list[Line]:

@@ -15,7 +15,7 @@ from modernbert_align.report.svg import END_TO_END, INK, OWN, SVG_CSS, path, svg
 
 PAGE = "report.html"
 LEFT, RIGHT, TOP, PLOT, BELOW = 74.0, 1000.0, 34.0, 190.0, 26.0
-SMOOTHED = 0.95  # what remains of the mean before, per step
+SMOOTHED = 0.9  # what remains of the mean before, per step
 _CSS = (
     ":root { --own: #1d5fd1; --end-to-end: #b8560b; --pass: #17803d; color-scheme: light dark; }\n"
     "@media (prefers-color-scheme: dark) { :root { --own: #7fb0ff; --end-to-end: #ffa55c; } }\n"
@@ -136,14 +136,14 @@ def _chart(name: str, title: str, curves: Sequence[_Curve], recipe: Recipe, zero
         (left, _), (right, _) = at((start, low)), at((end, low))
         parts.append(path(f"M{right:.1f} {TOP}V{TOP + PLOT}", stroke=INK, stroke_dasharray="3 3", opacity=0.5))
         parts.append(text((left + right) / 2, TOP - 6, stage.name, text_anchor="middle"))
-        parts.append(text(right, TOP + PLOT + 14, str(end), text_anchor="end"))
+        parts.append(text(right, TOP + PLOT + 14, f"step {end}", text_anchor="end"))
     legend = LEFT
     for curve in curves:
         drawn = [at(point) for point in curve.points]
         parts.append(_marks(drawn, curve) if curve.marks else _line(drawn, curve))
         if len(curves) > 1:
             parts.append(text(legend, 12, curve.name, fill=curve.colour, opacity=max(curve.opacity, 0.6)))
-            legend += 9 * len(curve.name) + 20
+            legend += 6 * len(curve.name) + 20
     body = f'<g font-size="11" fill="{INK}">{"".join(parts)}</g>'
     described = "; ".join(f"{c.name}: from {c.points[0][1]:.4g} to {c.points[-1][1]:.4g}" for c in curves if c.points)
     return f"<h2>{title}</h2>" + svg(name, title, described or "nothing yet", TOP + PLOT + BELOW, body)

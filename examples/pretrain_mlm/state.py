@@ -7,12 +7,14 @@
 Random numbers and the place in the data follow from the seed and the step, so the step stands for them.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +29,8 @@ from modernbert_align.models.modernbert import ModernBertForMaskedLM, ModernBert
 
 MODEL, MOMENTS, STATE = "model", "optimizer.safetensors", "state.json"
 WEIGHTS = "model.safetensors"
+LOCK = ".lock"
+_NEW = ".new-"  # what a folder is called before it is whole
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -47,6 +51,28 @@ class State(BaseModel):
     data: str
     weights: str
     moments: str
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other processes out of a training's folder, and remove what killed ones left half written.
+
+    Raises:
+        UsageError: Another process trains there, or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / LOCK).open("a")
+    except OSError as error:
+        raise UsageError(f"cannot write to `{out}`: {error.strerror}", hint="choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process trains in `{out}`", hint="wait, or choose another --out") from None
+        for unfinished in (*out.glob(f"{_NEW}*"), *out.glob(f"checkpoints/{_NEW}*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        yield
 
 
 def folders(out: Path) -> list[Path]:
@@ -108,7 +134,7 @@ def whole(folder: Path, write: Callable[[Path], object]) -> Path:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent, ignore_cleanup_errors=True) as staging:
+        with tempfile.TemporaryDirectory(prefix=_NEW, dir=folder.parent, ignore_cleanup_errors=True) as staging:
             new, old = Path(staging, "new"), Path(staging, "old")
             new.mkdir()
             write(new)

@@ -33,6 +33,10 @@ SMALLER = (
     (r"\bdiff-base-", "diff-tiny-"),
     (r"checkpoints/base-paddle", "checkpoints/tiny-paddle"),
     (r"--to large\b", "--to path/to/wider"),
+    (
+        r"-m examples\.pretrain_mlm(?! --recipe)",
+        "-m examples.pretrain_mlm --recipe examples/pretrain_mlm/few-steps.toml",
+    ),
 )
 HUB = ("answerdotai/ModernBERT-base", "answerdotai/ModernBERT-large")
 EXIT_CODES = {"modernbert-align table diff modernbert modernbert-decoder": 1}  # they differ
@@ -92,7 +96,7 @@ def sandbox(tmp_path, monkeypatch, hub, fixture_folder, converted):
     wider |= {"num_attention_heads": 6, "num_hidden_layers": 5, "layer_types": None}
     (tmp_path / "path" / "to" / "wider").mkdir()
     (tmp_path / "path" / "to" / "wider" / "config.json").write_text(json.dumps(wider))
-    for name in ("benchmarks", "configs", "constraints", "docs", "pyproject.toml"):
+    for name in ("benchmarks", "configs", "constraints", "docs", "examples", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

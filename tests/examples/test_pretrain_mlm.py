@@ -258,7 +258,6 @@ def test_a_killed_training_is_resumed_without_a_trace(recipe, straight, tmp_path
         begin(recipe, tmp_path).run(recipe.steps, die)
     with (tmp_path / training.METRICS).open("a") as file:
         file.write('{"step":9,"sta')
-    (tmp_path / "checkpoints" / ".new-killed").mkdir()
     train(recipe, tmp_path, resume=True)
     assert losses(tmp_path) == losses(straight)
     assert places(tmp_path) == places(straight)
@@ -445,6 +444,16 @@ def test_a_checkpoint_of_something_else_or_a_damaged_one_is_not_continued(recipe
     resumed = train(recipe, tmp_path / "run", resume=True)
     assert resumed.step == 12
     assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_a_folder_belongs_to_one_process_and_is_rid_of_half_written_checkpoints(tmp_path):
+    (tmp_path / "checkpoints" / ".new-killed" / "new").mkdir(parents=True)
+    with state.held(tmp_path):
+        assert not list((tmp_path / "checkpoints").iterdir())
+        with pytest.raises(UsageError, match="another process"), state.held(tmp_path):
+            pass
+    with state.held(tmp_path):
+        pass
 
 
 def test_other_data_than_before_is_noticed(recipe, straight, tmp_path, monkeypatch):
