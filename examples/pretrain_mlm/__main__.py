@@ -12,6 +12,7 @@ import typer
 from modernbert_align.backends import runtime
 from modernbert_align.cli import guarded
 from modernbert_align.commands import console
+from modernbert_align.core.text import one_line
 
 if TYPE_CHECKING:
     from examples.pretrain_mlm.metrics import Step
@@ -42,36 +43,35 @@ def pretrain(
     from examples.pretrain_mlm.training import METRICS, MODEL, Training
 
     declared = read_recipe(recipe)
-    with held(out):
-        training = Training(declared, out, resume=resume, notify=console.notify)
-        with _progress(declared.steps, training.step) as report:
-            training.run(stop_at or declared.steps, report)
+    with held(out), _progress(declared.steps) as (notify, report):
+        training = Training(declared, out, resume=resume, notify=notify)
+        training.run(stop_at or declared.steps, report)
     console.line(str(write_report(declared, out / METRICS, out)))
     if training.step == declared.steps:
         console.line(str(out / MODEL))
 
 
 @contextlib.contextmanager
-def _progress(steps: int, done: int) -> "Iterator[Callable[[Step], None]]":
-    """A progress bar on a terminal, nothing elsewhere.
+def _progress(steps: int) -> "Iterator[tuple[Callable[[str], None], Callable[[Step], None]]]":
+    """A progress bar on a terminal, with messages above it; elsewhere the messages alone.
 
     Yields:
-        What to call after every step.
+        What to call with a message, and what to call after every step.
     """
     if not sys.stderr.isatty():
-        yield lambda _step: None
+        yield console.notify, lambda _step: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console.stderr(), transient=True) as bar:
-        task = bar.add_task("", total=steps, completed=done)
-        yield lambda step: bar.update(
-            task,
-            completed=step.step,
-            description=f"{step.stage}  loss {step.loss:.3f}  rate {step.learning_rate:.1e}  "
-            f"{step.tokens_per_s:,.0f} tokens/s",
-        )
+        task = bar.add_task("", total=steps)
+
+        def report(step: "Step") -> None:
+            words = f"loss {step.loss:.3f}  rate {step.learning_rate:.1e}  {step.tokens_per_s:,.0f} tokens/s"
+            bar.update(task, completed=step.step, description=f"{step.stage}  {words}")
+
+        yield lambda message: bar.console.print(one_line(message), style="dim", markup=False), report
 
 
 def main(argv: list[str] | None = None) -> int:
