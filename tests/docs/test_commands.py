@@ -119,6 +119,8 @@ def run(line):
     }
     if len(words) > 1 and words[1].startswith("benchmarks/"):
         line += " --model tiny" + (" --runs 1" if words[1].endswith("bench_convert.py") else "")
+    if len(words) > 1 and words[1].startswith("examples/"):
+        line = re.sub(r" --(seeds|steps) \d+", "", line) + " --seeds 2 --steps 2"
     line = line.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     return subprocess.run(["bash", "-c", line], env=environment, stdout=subprocess.DEVNULL, check=False).returncode
 

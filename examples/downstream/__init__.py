@@ -1,0 +1,1 @@
+"""What the downstream examples share: one recipe in Paddle and in PyTorch, and the comparison of the curves."""
