@@ -4,39 +4,45 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from downstream import recipe as recipes
-from downstream.compare import compare, read_runs
-from downstream.page import write_report
-from downstream.recipe import Data, Recipe
+from examples.downstream import recipe as recipes
+from examples.downstream.compare import compare, read_runs
+from examples.downstream.page import write_report
+from examples.downstream.recipe import Data, Recipe
 from modernbert_align.backends import runtime
+from modernbert_align.cli import guarded
 from modernbert_align.commands import console
-from modernbert_align.errors import EXIT_BUG, AlignError, UsageError
+from modernbert_align.errors import EXIT_BUG, UsageError
 
-EXAMPLES = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FEWEST_SEEDS = 2
 
 
-def main(name: str, recipe: Recipe, readers: Mapping[str, Callable[[], Data]]) -> int:
+def main(
+    name: str, recipe: Recipe, readers: Mapping[str, Callable[[], Data]], argv: Sequence[str] | None = None
+) -> int:
     """Run an example; returns the exit code of the comparison.
 
     Args:
         name: Of the example, for its folder and reports.
         recipe: How it is trained, without labels.
         readers: What `--data` chooses from; the first is the default.
+        argv: The command line's words; by default those of this process.
     """
-    parser = argparse.ArgumentParser(prog=f"{name}/run.py", description=f"{name} in Paddle and in PyTorch.")
+    program = f"python -m examples.{name}"
+    parser = argparse.ArgumentParser(prog=program, description=f"{name} in Paddle and in PyTorch.")
     parser.add_argument("--out", type=Path, default=Path("reports") / name, help="folder for everything (%(default)s)")
     parser.add_argument("--seeds", type=int, default=len(recipe.seeds), help="trainings per framework (%(default)s)")
     parser.add_argument("--steps", type=int, default=recipe.steps, help="steps of every training (%(default)s)")
     if len(readers) > 1:
         parser.add_argument("--data", choices=list(readers), default=next(iter(readers)), help="(%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     runtime.pin()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a model this small more threads only wait for each other
-    try:
+
+    def call() -> int:
         if options.seeds < FEWEST_SEEDS or options.steps < 1:
             raise UsageError(
                 f"{options.seeds} seeds and {options.steps} steps compare nothing",
@@ -44,9 +50,8 @@ def main(name: str, recipe: Recipe, readers: Mapping[str, Callable[[], Data]]) -
             )
         chosen = recipe.model_copy(update={"seeds": tuple(range(options.seeds)), "steps": options.steps})
         return run(name, chosen, readers[getattr(options, "data", next(iter(readers)))](), options.out)
-    except AlignError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
+
+    return guarded(call, program)
 
 
 def run(name: str, recipe: Recipe, data: Data, out: Path) -> int:
@@ -94,11 +99,11 @@ def judge(name: str, out: Path) -> int:
 
 def _step(module: str, message: str, out: Path) -> None:
     console.notify(message)
-    if _run(f"downstream.{module}", str(out.resolve())):
+    if _run(f"examples.downstream.{module}", str(out.resolve())):
         raise SystemExit(EXIT_BUG)  # its traceback was shown
 
 
 def _run(module: str, *arguments: str) -> int:
-    path = os.pathsep.join(filter(None, (str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr, check=False).returncode

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from downstream.recipe import Recipe, Run, Side, run_path
+from examples.downstream.recipe import Recipe, Run, Side, run_path
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED
 
 Status = Literal["PASS", "FAIL", "NOT_COMPARED"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from downstream.compare import Comparison, Curves, rounding_limit, seed_distance
-from downstream.recipe import Data, Side
-from modernbert_align.backends.runtime import cpu_model
+from examples.downstream.compare import Comparison, Curves, rounding_limit, seed_distance
+from examples.downstream.recipe import Data, Side
 from modernbert_align.core.files import write_together
+from modernbert_align.core.processor import cpu_model
 from modernbert_align.report.page import content_policy
 from modernbert_align.report.svg import (
     DRAWN_BAD,

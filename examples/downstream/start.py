@@ -1,4 +1,4 @@
-"""Writes the checkpoints that trainings start from, with transformers: `python -m downstream.start DIR`.
+"""Writes the checkpoints that trainings start from, with transformers: `python -m examples.downstream.start DIR`.
 
 One seeded encoder for all; for every seed a head of its own. The tokenizer is trained on the training texts.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import transformers
 
-from downstream import recipe as recipes
+from examples.downstream import recipe as recipes
 from modernbert_align.backends.fixture_writer import draw_model, train_tokenizer
 from modernbert_align.core.fixtures import Fixture, InputSpec, TokenizerSpec
 

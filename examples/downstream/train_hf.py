@@ -1,7 +1,7 @@
-"""Trains in PyTorch what `train_paddle.py` trains in Paddle: `python -m downstream.train_hf DIR`.
+"""Trains in PyTorch what `train_paddle.py` trains in Paddle: `python -m examples.downstream.train_hf DIR`.
 
-A plain loop of the functions that transformers' Trainer calls: that Trainer needs accelerate, which this project does
-not, and its way of ordering data cannot be told to use a given order without replacing most of it.
+A plain loop of the functions that transformers' Trainer calls: that Trainer itself needs accelerate, which is no
+dependency of this project.
 """
 
 import sys
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import transformers
 
-from downstream import recipe as recipes
-from downstream.recipe import Batch, Recipe, Run, Side
+from examples.downstream import recipe as recipes
+from examples.downstream.recipe import Batch, Recipe, Run, Side
 from modernbert_align.backends.hf import PermutedSums
 from modernbert_align.backends.runtime import package_versions
 

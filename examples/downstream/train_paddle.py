@@ -1,4 +1,4 @@
-"""Trains in Paddle with PaddleNLP's Trainer: `python -m downstream.train_paddle DIR`."""
+"""Trains in Paddle with PaddleNLP's Trainer: `python -m examples.downstream.train_paddle DIR`."""
 
 import sys
 import time
@@ -9,8 +9,8 @@ from typing import Any
 import paddle
 from paddlenlp.trainer import EvalPrediction, Trainer, TrainingArguments
 
-from downstream import recipe as recipes
-from downstream.recipe import Encoded, Recipe, Run
+from examples.downstream import recipe as recipes
+from examples.downstream.recipe import Encoded, Recipe, Run
 from modernbert_align.backends.paddle import quiet
 from modernbert_align.backends.runtime import package_versions
 from modernbert_align.models import modernbert

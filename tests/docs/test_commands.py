@@ -33,6 +33,7 @@ SMALLER = (
     (r"\bdiff-base-", "diff-tiny-"),
     (r"checkpoints/base-paddle", "checkpoints/tiny-paddle"),
     (r"--to large\b", "--to path/to/wider"),
+    (r"(-m examples\.\w+_classification) --seeds 3", r"\1 --seeds 2 --steps 2"),
     (
         r"-m examples\.pretrain_mlm(?! --recipe)",
         "-m examples.pretrain_mlm --recipe examples/pretrain_mlm/few-steps.toml",
@@ -119,8 +120,6 @@ def run(line):
     }
     if len(words) > 1 and words[1].startswith("benchmarks/"):
         line += " --model tiny" + (" --runs 1" if words[1].endswith("bench_convert.py") else "")
-    if len(words) > 1 and words[1].startswith("examples/"):
-        line = re.sub(r" --(seeds|steps) \d+", "", line) + " --seeds 2 --steps 2"
     line = line.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     return subprocess.run(["bash", "-c", line], env=environment, stdout=subprocess.DEVNULL, check=False).returncode
 

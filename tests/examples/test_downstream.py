@@ -1,22 +1,21 @@
 """The downstream examples on a few steps: equal trainings pass, and nothing else does."""
 
+import io
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import token_classification.run as token_example
-from downstream import command, start, train_hf, train_paddle
-from downstream import recipe as recipes
-from downstream.compare import SIDES, compare, incomparable, read_runs
-from downstream.page import render
-from downstream.recipe import Data, Example, Recipe, Run
-from downstream.standard_library import lines_of
 from safetensors.numpy import load_file, save_file
-from text_classification import run as text_example
 
+from examples.downstream import command, start, train_hf, train_paddle
+from examples.downstream import recipe as recipes
+from examples.downstream.compare import SIDES, compare, incomparable, read_runs
+from examples.downstream.page import render
+from examples.downstream.recipe import Data, Example, Recipe, Run
+from examples.text_classification import __main__ as text_example
+from examples.token_classification import __main__ as token_example
 from modernbert_align.errors import UsageError
 
 SIZES = {
@@ -207,7 +206,7 @@ def test_both_frameworks_get_each_batch_in_the_same_order_and_every_example_in_t
 
 def test_tokens_have_the_class_of_their_last_character():
     source = "x = 'a b'  # why\n\f\nif x:\n    y = 12\n"
-    spans = tuple(token_example.spans_of(source, lines_of(source)))
+    spans = tuple(token_example.spans_of(io.StringIO(source).readlines()))
     classes = [(source[a:b], token_example.CLASSES[label]) for a, b, label in spans]
     assert classes[:4] == [("x", "name"), ("=", "operator"), ("'a b'", "string"), ("# why", "comment")]
     assert ("if", "keyword") in classes
@@ -231,9 +230,9 @@ def test_examples_are_real_and_kept_apart():
 
 def test_fortunes_are_refused_in_one_line_where_there_are_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(text_example, "FORTUNES", tmp_path / "absent")
-    monkeypatch.setattr(sys, "argv", ["run.py", "--data", "fortunes", "--out", str(tmp_path / "out")])
+    arguments = ["--data", "fortunes", "--out", str(tmp_path / "out")]
     readers = {"stdlib": text_example.functions, "fortunes": text_example.fortunes}
-    assert command.main("text_classification", Recipe(head="sequence_classification"), readers) == 2
+    assert command.main("text_classification", Recipe(head="sequence_classification"), readers, arguments) == 2
     error = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in error] == ["error", "hint"]
     assert not (tmp_path / "out").exists()
@@ -251,9 +250,9 @@ def test_fortunes_are_labelled_with_their_collection(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--steps", "0"]])
-def test_a_run_that_would_compare_nothing_is_refused(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "out"), *arguments])
-    assert command.main("x", Recipe(head="sequence_classification"), {"stdlib": text_example.functions}) == 2
+def test_a_run_that_would_compare_nothing_is_refused(arguments, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), *arguments]
+    assert command.main("x", Recipe(head="sequence_classification"), {"stdlib": text_example.functions}, words) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

@@ -6,13 +6,10 @@ import keyword
 import sys
 import tokenize
 from collections.abc import Iterator
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from downstream.command import main
-from downstream.recipe import Data, Example, Recipe
-from downstream.standard_library import lines_of, sources
+from examples.common.corpus import source_files
+from examples.downstream.command import main
+from examples.downstream.recipe import Data, Example, Recipe
 
 PACKAGES = ("asyncio", "email", "json", "logging")
 CLASSES = ("name", "keyword", "number", "string", "operator", "comment")
@@ -22,9 +19,9 @@ LINES = 6  # of source per example
 def classified() -> Data:
     """Sources of some packages, some lines at a time, with the class of every token as `tokenize` sees it."""
     examples: dict[str, Example] = {}
-    for _, text, _ in sources(PACKAGES):
-        lines = lines_of(text)
-        spans = list(spans_of(text, lines))
+    for file in source_files(include=[f"{package}/**/*.py" for package in PACKAGES]):
+        lines = io.StringIO(file.text).readlines()  # as Python counts them; splitlines() also cuts at form feeds
+        spans = list(spans_of(lines))
         starts, ends = ([span[side] for span in spans] for side in (0, 1))
         end = 0
         for first in range(0, len(lines), LINES):
@@ -43,12 +40,12 @@ def classified() -> Data:
     )
 
 
-def spans_of(text: str, lines: list[str]) -> Iterator[tuple[int, int, int]]:
+def spans_of(lines: list[str]) -> Iterator[tuple[int, int, int]]:
     """(start, end, class) of every token of a source, in characters."""
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokenize.generate_tokens(iter(lines).__next__):
         label = class_of(token)
         if label is not None:
             yield starts[token.start[0] - 1] + token.start[1], starts[token.end[0] - 1] + token.end[1], label

@@ -1,16 +1,15 @@
 """Which package of the standard library is a function from? Trained in Paddle and in PyTorch, and compared."""
 
 import ast
+import io
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from downstream.command import main
-from downstream.recipe import Data, Example, Recipe
-from downstream.standard_library import lines_of, sources
-
+from examples.common.corpus import Document, source_files
+from examples.downstream.command import main
+from examples.downstream.recipe import Data, Example, Recipe
 from modernbert_align.errors import UsageError
 
 PACKAGES = ("asyncio", "email", "importlib", "logging", "multiprocessing", "unittest", "xml")
@@ -22,13 +21,21 @@ FORTUNE_FILES = 5
 def functions() -> Data:
     """Every function of some packages, as text, labelled with its package."""
     texts: dict[str, int] = {}
-    for package, text, tree in sources(PACKAGES):
-        lines = lines_of(text)
-        for node in ast.walk(tree):
+    for file in source_files(include=[f"{package}/**/*.py" for package in PACKAGES]):
+        lines = io.StringIO(file.text).readlines()  # as Python counts them; splitlines() also cuts at form feeds
+        label = PACKAGES.index(file.path.partition("/")[0])
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 source = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
-                texts.setdefault(source[:LONGEST], PACKAGES.index(package))
+                texts.setdefault(source[:LONGEST], label)
     return split("functions of the standard library, labelled with their package", PACKAGES, texts)
+
+
+def parsed(file: Document) -> ast.Module:
+    """The syntax tree of a source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in files that are not ours
+        return ast.parse(file.text)
 
 
 def fortunes() -> Data:

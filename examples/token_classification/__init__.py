@@ -1,0 +1,1 @@
+"""Token classification of the standard library's sources, in Paddle and in PyTorch."""
