@@ -143,7 +143,7 @@ def test_rows_of_padding_only_give_finite_values_and_leave_others_alone():
     found = forward(model, "blockwise", ids, attention_mask=mask).last_hidden_state
     assert np.isfinite(found.numpy()).all()
     expected = forward(model, "blockwise", ids[::2], attention_mask=mask[::2]).last_hidden_state
-    np.testing.assert_array_equal(found[::2].numpy(), expected.numpy())
+    assert_close(found[::2], expected, 1e-6)
 
 
 def test_a_sequence_gives_the_same_values_in_a_padded_batch_as_alone():
@@ -219,6 +219,21 @@ def test_every_head_gives_eagers_logits(cls):
     name = "start_logits" if cls is ModernBertForQuestionAnswering else "logits"
     keep = mask.astype(bool) if cls is not ModernBertForSequenceClassification else slice(None)
     assert_close(found[name].numpy()[keep], expected[name].numpy()[keep], 1e-5)
+
+
+def test_loss_that_counts_padding_is_eagers_unless_blockwise_is_asked_for():
+    model = build(ModernBertForQuestionAnswering, num_labels=2)
+    ids, mask = tokens(2, 30), paddle.to_tensor(mask_of("right", 30, 0, 11))
+    labels = {"start_positions": paddle.to_tensor([3, 4]), "end_positions": paddle.to_tensor([5, 18])}
+    losses = {
+        attention: float(forward(model, attention, ids, attention_mask=mask, **labels).loss)
+        for attention in (None, "eager", "blockwise")
+    }
+    assert losses[None] == losses["eager"]
+    assert abs(losses["blockwise"] - losses["eager"]) > 1e-4
+    assert float(forward(model, None, ids, attention_mask=mask).start_logits[1, -1]) == float(
+        forward(model, "blockwise", ids, attention_mask=mask).start_logits[1, -1]
+    )
 
 
 def test_multiple_choice_gives_eagers_logits():

@@ -116,9 +116,7 @@ def gradients(model, loss):
 def assert_same_gradients(found, expected, tolerance):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        if not values.any():
-            assert not found[name].any(), name
-        # a gradient that cancels to nearly nothing is measured against the others
+        # a gradient that cancels to nearly nothing, or to zero, is measured against the others
         size = max(np.linalg.norm(values), 1e-2 * max(map(np.linalg.norm, expected.values())))
         assert np.linalg.norm(found[name] - values) <= tolerance * size, name
 

@@ -76,13 +76,16 @@ class ModernBertConfig(PretrainedConfig):
             raise ConfigError(f"unknown attention implementation `{value}`", hint=f"one of {', '.join(ATTENTIONS)}")
         self._attn_implementation = value
 
-    def attention_for(self, *, training: bool, output_attentions: bool, tracing: bool, packed: bool) -> str:
+    def attention_for(
+        self, *, training: bool, output_attentions: bool, tracing: bool, packed: bool, padding_counts: bool
+    ) -> str:
         """The implementation of one forward pass.
 
         Args:
             tracing: Whether the pass is recorded as a static graph, which has no lengths yet.
             packed: Whether the input is packed. All pairs of a row are then mostly pairs that may not see each other,
                 so that training goes block by block too.
+            padding_counts: Whether a loss counts what is computed at padding, which blockwise attention leaves out.
 
         Raises:
             ConfigError: Attentions are asked for and the chosen implementation has none to return (the reference
@@ -99,7 +102,10 @@ class ModernBertConfig(PretrainedConfig):
                 "attention implementation `blockwise` goes by the lengths of a batch, which a static graph has not",
                 hint="set `attn_implementation` to `eager` for export",
             )
-        return chosen or ("eager" if (training and not packed) or output_attentions or tracing else "blockwise")
+        if chosen is not None:
+            return chosen
+        all_pairs = (training and not packed) or output_attentions or tracing or padding_counts
+        return "eager" if all_pairs else "blockwise"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """As in PaddleNLP, without the attention implementation: it belongs to a process, not to a checkpoint.

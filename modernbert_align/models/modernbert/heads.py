@@ -216,8 +216,9 @@ class ModernBertForQuestionAnswering(_ClassifierModel):
         Returns:
             `loss` (with both positions), `start_logits` and `end_logits` [batch seq], then what was asked for. Packed
             input gives the loss over sequences that were each alone; in a padded batch the logits of padding compete
-            with those of the tokens, as in the reference.
+            with those of the tokens, as in the reference; with `attn_implementation` not given they are computed.
         """
+        loss_wanted = start_positions is not None and end_positions is not None
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -227,11 +228,12 @@ class ModernBertForQuestionAnswering(_ClassifierModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             cu_seqlens=cu_seqlens,
+            padding_counts=loss_wanted and attention_mask is not None and cu_seqlens is None,
         )
         logits = self.classify(outputs.last_hidden_state)  # [batch seq 2]
         start_logits, end_logits = logits.unbind(-1)  # each [batch seq]
         loss = None
-        if start_positions is not None and end_positions is not None:
+        if loss_wanted:
             boundaries = sequence_boundaries(logits.shape, cu_seqlens, position_ids, attention_mask)
             if boundaries is not None:
                 check_targets("start_positions", start_positions, boundaries)

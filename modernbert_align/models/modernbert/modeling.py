@@ -230,6 +230,7 @@ class ModernBertModel(ModernBertPretrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cu_seqlens: paddle.Tensor | None = None,
+        padding_counts: bool = False,
     ) -> Any:
         """Encode a batch, or the sequences of one packed row.
 
@@ -246,6 +247,8 @@ class ModernBertModel(ModernBertPretrainedModel):
             output_hidden_states: Also return the input of every layer and the final states, [batch seq hidden] each.
             return_dict: Return a `BaseModelOutput` instead of a tuple.
             cu_seqlens: [sequences+1], integers, of packed input: 0, and where each sequence ends.
+            padding_counts: Whether the caller reads states at padding: attention is eager then, unless the
+                configuration chooses another, which leaves zeros there.
 
         Returns:
             `last_hidden_state` [batch seq hidden], then what was asked for.
@@ -272,6 +275,7 @@ class ModernBertModel(ModernBertPretrainedModel):
             output_attentions=output_attentions,
             tracing=not paddle.in_dynamic_mode(),
             packed=boundaries is not None,
+            padding_counts=padding_counts,
         )
         packed: Packing | None = None
         if attention == "blockwise":
