@@ -20,7 +20,7 @@ from modernbert_align.cli import main as align
 from modernbert_align.core.model_config import FULL, SLIDING
 from modernbert_align.errors import AlignError, CheckpointError, UsageError
 from modernbert_align.models.modernbert import ModernBertForMaskedLM
-from modernbert_align.models.modernbert.attention import inverse_frequencies
+from modernbert_align.models.modernbert.attention import ModernBertAttention, inverse_frequencies
 
 SPECIAL = (0, 1, 2, 3, 4)
 MASK, VOCABULARY = 4, 512
@@ -287,6 +287,36 @@ def test_what_a_resumed_training_forgot_would_show_in_its_losses(
     train(recipe, tmp_path, resume=True)
     assert losses(tmp_path)[: len(losses(halfway))] == losses(halfway)
     assert losses(tmp_path) != losses(straight)
+
+
+def test_rows_of_a_batch_count_by_their_predicted_tokens(recipe, tmp_path, monkeypatch):
+    """Two rows of different lengths have the loss and the gradients of both side by side in one row."""
+    found = []
+
+    def keep(self, *_rates):
+        found.append({name: weight.grad.numpy().copy() for name, weight in self._parameters.items()})
+
+    monkeypatch.setattr(StableAdamW, "step", keep)
+    one = begin(recipe, tmp_path)
+    enter(one.model, recipe.stages[1])
+    for layer in one.model.sublayers():
+        if isinstance(layer, paddle.nn.Dropout):
+            layer.p = 0.0
+        if isinstance(layer, ModernBertAttention):
+            layer.attention_dropout = 0.0
+    long, other = next(iter(data.Batches(recipe, 1, one._corpora).start(0)))
+    short = {name: other[name][:, :60] for name in ("input_ids", "position_ids", "labels")}
+    joined = {name: np.concatenate([long[name], short[name]], axis=1) for name in short}
+    short["cu_seqlens"] = np.array([0, 60], dtype=np.int32)
+    joined["cu_seqlens"] = np.append(long["cu_seqlens"], long["cu_seqlens"][-1] + 60).astype(np.int32)
+    assert data.counted(long) > 2 * data.counted(short) > 0
+    losses = []
+    for rows in ([long, short], [joined]):
+        one.model.clear_gradients(set_to_zero=False)
+        losses.append(one._train_on(rows, 1e-3, 1e-3))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, gradient in found[1].items():
+        np.testing.assert_allclose(found[0][name], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
 
 
 def test_stages_change_the_context_length_and_the_theta_of_full_attention(recipe, straight, tmp_path):
