@@ -246,18 +246,19 @@ def test_a_resumed_training_goes_on_with_the_same_losses_to_the_last_bit(recipe,
         assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
 
 
-def test_a_killed_training_is_resumed_without_a_trace(recipe, straight, tmp_path):
+@pytest.mark.parametrize("after", [2, 8], ids=["before the first checkpoint", "between two"])
+def test_a_killed_training_is_resumed_without_a_trace(recipe, straight, tmp_path, after):
     class Killed(BaseException):
         pass
 
     def die(step):
-        if step.step == 8:
+        if step.step == after:
             raise Killed
 
     with pytest.raises(Killed):
         begin(recipe, tmp_path).run(recipe.steps, die)
     with (tmp_path / training.METRICS).open("a") as file:
-        file.write('{"step":9,"sta')
+        file.write('{"step":99,"sta')
     train(recipe, tmp_path, resume=True)
     assert losses(tmp_path) == losses(straight)
     assert places(tmp_path) == places(straight)
