@@ -1,5 +1,7 @@
 """Packed input gives the numbers of one sequence at a time, in both attentions and every head; what is refused."""
 
+import multiprocessing
+
 import numpy as np
 import paddle
 import pytest
@@ -422,6 +424,31 @@ def test_a_few_steps_on_packed_rows_lower_the_loss():
         optimizer.clear_grad()
         losses.append(float(loss))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def _peak_of_training_step(queue):
+    """Bytes above the model for a row of 8192 tokens, in a process of its own: a peak never goes down again."""
+    import resource
+
+    model = build("ForMaskedLM", hidden_size=64, num_attention_heads=4, local_attention=32)
+    model.train()
+    peaks = []
+    for row in (packed(ids_of((64,))), packed(ids_of((512,) * 16))):
+        model(**row, labels=row["input_ids"], return_dict=True).loss.backward()
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    finite = all(bool(paddle.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    queue.put((peaks[1] - peaks[0], finite))
+
+
+def test_training_on_a_row_of_8192_tokens_needs_no_memory_for_all_pairs():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak_of_training_step, args=(queue,))
+    process.start()
+    peak, finite = queue.get(timeout=180)
+    process.join()
+    assert finite
+    assert peak < 4 * 8192 * 8192 * 4  # of one layer and one of its steps: heads, queries, keys, bytes
 
 
 IDS = np.arange(6, 15)[None]
