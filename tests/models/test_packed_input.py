@@ -339,6 +339,16 @@ def test_span_losses_are_those_of_each_sequence_alone(attention):
     assert_same_gradients(gradients(model, found), gradients(model, expected), 1e-5)
 
 
+def test_span_loss_of_packed_input_goes_block_by_block_with_a_mask_that_hides_nothing(monkeypatch):
+    model, row = build("ForQuestionAnswering"), packed(ids_of((5, 9)))
+    used = attentions_used(model, monkeypatch)
+    spans = {"start_positions": paddle.to_tensor([0, 4]), "end_positions": paddle.to_tensor([1, 7])}
+    positions = paddle.to_tensor([[*range(5), *range(9)]])
+    for told in ({"cu_seqlens": row["cu_seqlens"]}, {"position_ids": positions}):
+        model(row["input_ids"], attention_mask=paddle.ones_like(positions), **told, **spans)
+    assert used == ["blockwise_attention"] * 8
+
+
 def test_bf16_span_loss_is_rounded_as_that_of_a_batch_without_padding():
     model, sequences = build("ForQuestionAnswering"), ids_of((12,) * 4)
     model.to(dtype="bfloat16")

@@ -228,7 +228,7 @@ class ModernBertForQuestionAnswering(_ClassifierModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             cu_seqlens=cu_seqlens,
-            padding_counts=loss_wanted and attention_mask is not None and cu_seqlens is None,
+            padding_counts=loss_wanted and attention_mask is not None,
         )
         logits = self.classify(outputs.last_hidden_state)  # [batch seq 2]
         start_logits, end_logits = logits.unbind(-1)  # each [batch seq]

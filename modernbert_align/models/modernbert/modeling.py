@@ -275,7 +275,7 @@ class ModernBertModel(ModernBertPretrainedModel):
             output_attentions=output_attentions,
             tracing=not paddle.in_dynamic_mode(),
             packed=boundaries is not None,
-            padding_counts=padding_counts,
+            padding_counts=padding_counts and boundaries is None,  # packed input has no padding
         )
         packed: Packing | None = None
         if attention == "blockwise":
