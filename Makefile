@@ -50,8 +50,8 @@ test: test-default test-compat #- run all tests, under both sets of versions
 test-default: $(STAMP) #- run all tests under the default set
 	$(BIN)/python -m pytest
 
-test-compat: $(COMPAT_STAMP) #- run the parity and head tests under paddlenlp 3.0.0b4 and transformers 4.55.4
-	$(COMPAT)/bin/python -m pytest tests/parity tests/models tests/cli/test_heads.py tests/cli/test_faults.py
+test-compat: $(COMPAT_STAMP) #- run the parity, head and fine-tuning tests under paddlenlp 3.0.0b4 and transformers 4.55.4
+	$(COMPAT)/bin/python -m pytest tests/parity tests/models tests/cli/test_heads.py tests/cli/test_faults.py tests/examples/test_downstream.py
 
 lint: $(STAMP) #- style, formatting and import direction
 	$(BIN)/ruff check .

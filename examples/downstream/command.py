@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from examples.downstream import recipe as recipes
-from examples.downstream.compare import compare, read_runs
+from examples.downstream.compare import SIDES, compare, read_runs
 from examples.downstream.page import write_report
 from examples.downstream.recipe import Data, Recipe
 from modernbert_align.backends import runtime
@@ -70,8 +70,9 @@ def prepare(recipe: Recipe, data: Data, out: Path) -> None:
     try:
         for seed in recipe.seeds:
             recipes.start_folder(out, seed, "hf").mkdir(parents=True, exist_ok=True)
-        for record in out.glob("seed-*/*.json"):
-            record.unlink()
+        for side in SIDES:
+            for record in out.glob(f"seed-*/{side}.json"):
+                record.unlink()
         completed = recipe.model_copy(update={"labels": data.labels})
         (out / recipes.RECIPE).write_text(completed.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (out / recipes.DATA).write_text(data.model_dump_json() + "\n", encoding="utf-8")

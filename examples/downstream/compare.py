@@ -18,6 +18,7 @@ Runs = Mapping[tuple[Side, int], Run]
 
 SIDES: tuple[Side, ...] = ("reference", "null", "candidate")
 EXIT_CODES: dict[Status, int] = {"PASS": EXIT_ALIGNED, "FAIL": EXIT_MISALIGNED, "NOT_COMPARED": EXIT_NOT_COMPARED}
+SEVERITY: tuple[Status, ...] = ("FAIL", "NOT_COMPARED", "PASS")  # worst first
 ROUNDINGS = 10.0  # the two frameworks round everywhere, the null only in its Linears and attention
 LAST_PLACE = 2.0**-23  # of a float32 loss, relative
 RATE_TOLERANCE = 1e-6  # relative; Paddle keeps the learning rate in float32
@@ -65,7 +66,6 @@ class Comparison(_Strict):
         results: Empty unless all runs can be compared.
         answers: Size of the evaluation set.
         majority: Accuracy of always answering the most frequent class.
-        spread: Per step, the difference between the two closest seeds of the reference.
         runs: Everything that was recorded.
     """
 
@@ -131,8 +131,8 @@ def compare(recipe: Recipe, runs: Runs) -> Comparison:
     )
     failed = [criterion for criterion in criteria if criterion.status != "PASS"]
     return Comparison(
-        verdict=failed[0].status if failed else "PASS",
-        sentence=_sentence(results, curves, failed),
+        verdict=min((criterion.status for criterion in criteria), key=SEVERITY.index),
+        sentence=_sentence(results, curves, len(targets), failed),
         criteria=criteria,
         results=results,
         answers=len(targets),
@@ -180,7 +180,11 @@ def _learning_rates(recipe: Recipe, runs: Runs) -> Criterion:
 
 def _rounding(curves: Mapping[Side, Curves]) -> Criterion:
     """Step by step: no further from the reference than some times what rounding alone has done up to there."""
+    name = "at no step further from the reference than rounding takes the reference from itself"
     difference, limit = np.abs(curves["candidate"] - curves["reference"]).max(axis=0), rounding_limit(curves)
+    if limit.max() >= seed_distance(curves["reference"]):
+        detail = f"rounding alone would allow {limit.max():.1e}, as much as another seed: too much to tell anything"
+        return Criterion(name=name, status="NOT_COMPARED", detail=detail)
     over = np.flatnonzero(~(difference <= limit))
     worst = int(np.argmax(difference / limit))
     detail = f"step {worst + 1} comes closest to its limit, {difference[worst]:.1e} of {limit[worst]:.1e}"
@@ -189,7 +193,6 @@ def _rounding(curves: Mapping[Side, Curves]) -> Criterion:
             f"{len(over)} steps over their limit, the first of them step {over[0] + 1}: "
             f"{difference[over[0]]:.1e}, limit {limit[over[0]]:.1e}"
         )
-    name = "at no step further from the reference than rounding takes the reference from itself"
     return Criterion(name=name, status="FAIL" if len(over) else "PASS", detail=detail)
 
 
@@ -233,7 +236,9 @@ def _metric(accuracies: Mapping[Side, Sequence[float]], answers: int) -> Criteri
     return Criterion(name=name, status="PASS" if apart <= max(spread, error) else "FAIL", detail=detail)
 
 
-def _sentence(results: Sequence[SeedResult], curves: Mapping[Side, Curves], failed: Sequence[Criterion]) -> str:
+def _sentence(
+    results: Sequence[SeedResult], curves: Mapping[Side, Curves], answers: int, failed: Sequence[Criterion]
+) -> str:
     largest = max(result.loss_difference for result in results)
     rounding = max(result.null_difference for result in results)
     apart = max(abs(result.accuracy["candidate"] - result.accuracy["reference"]) for result in results)
@@ -241,7 +246,8 @@ def _sentence(results: Sequence[SeedResult], curves: Mapping[Side, Curves], fail
     facts = (
         f"The losses of Paddle and PyTorch differ by {largest:.1e} at most, of PyTorch and PyTorch with other rounding "
         f"by {rounding:.1e}, of the two closest seeds by {seed_distance(curves['reference']):.1e} (root mean square). "
-        f"The accuracies differ by {apart:.4f}, of two seeds by up to {max(values) - min(values):.4f}."
+        f"The accuracies differ by {apart:.4f}, of two seeds by up to {max(values) - min(values):.4f}; "
+        f"{sum(result.disagreements for result in results)} of {answers * len(results)} answers differ."
     )
     return facts + "".join(f" Not so: {criterion.name} ({criterion.detail})." for criterion in failed)
 

@@ -27,7 +27,7 @@ from modernbert_align.report.svg import (
     text,
 )
 
-LEFT, RIGHT, TOP, HEIGHT = 62.0, 1004.0, 40.0, 240.0
+LEFT, RIGHT, TOP, HEIGHT = 62.0, 992.0, 40.0, 240.0
 BELOW = 34.0  # for the numbers of steps
 FLOOR = 1e-9  # what an exact zero is drawn as on the logarithmic axis
 LOSS_LEGEND = ((DRAWN_END_TO_END, "PyTorch"), (DRAWN_OWN, "Paddle, dashed"))
@@ -95,7 +95,7 @@ def loss_chart(comparison: Comparison) -> str:
 
 
 def difference_chart(comparison: Comparison) -> str:
-    """How far the losses are apart, on a logarithmic axis."""
+    """How far the losses are apart at most over the seeds, on a logarithmic axis."""
     if not comparison.results:
         return ""
     curves = _curves(comparison)
@@ -104,11 +104,15 @@ def difference_chart(comparison: Comparison) -> str:
         (abs(a - b) for index, a in enumerate(reference) for b in reference[index + 1 :]),
         key=lambda apart: float(np.mean(apart**2)),
     )
+
+    def farthest(side: Side) -> Curves:
+        return np.asarray(np.abs(curves[side] - reference).max(axis=0))  # [steps]
+
     drawn: list[Line] = [
         (closest[None], {"color": DRAWN_INK, "linewidth": 0.9, "alpha": 0.6}),
         (rounding_limit(curves)[None], {"color": DRAWN_BAD, "linewidth": 1.6}),
-        (np.abs(curves["null"] - reference), {"color": DRAWN_END_TO_END, "linewidth": 0.9, "alpha": 0.6}),
-        (np.abs(curves["candidate"] - reference), {"color": DRAWN_OWN, "linewidth": 0.9}),
+        (farthest("null")[None], {"color": DRAWN_END_TO_END, "linewidth": 1}),
+        (farthest("candidate")[None], {"color": DRAWN_OWN, "linewidth": 1}),
     ]
     lines = [(np.log10(np.maximum(values, FLOOR)), style) for values, style in drawn]
     low, high = float(np.log10(FLOOR)), float(np.ceil(max(values.max() for values, _ in lines)))

@@ -142,8 +142,8 @@ def test_no_records_at_all_are_not_compared(copied):
     assert "no spread" in incomparable(single, read_runs(copied, single))[0]
 
 
-def made(accuracy=0.8, shift=0.0, seeds=(0, 1, 2)):
-    """Records with known numbers; `shift` and `accuracy` are the candidate's."""
+def made(accuracy=0.8, shift=0.0, null=1e-6, seeds=(0, 1, 2)):
+    """Records with known numbers; `shift` and `accuracy` are the candidate's, `null` is how far rounding goes."""
     generator = np.random.default_rng(0)
     targets = [0] * 1000
     runs = {}
@@ -154,7 +154,7 @@ def made(accuracy=0.8, shift=0.0, seeds=(0, 1, 2)):
             runs[side, seed] = Run(
                 side=side,
                 seed=seed,
-                losses=tuple(losses + {"reference": 0.0, "null": 1e-6, "candidate": shift}[side]),
+                losses=tuple(losses + {"reference": 0.0, "null": null, "candidate": shift}[side]),
                 learning_rates=(1e-3,) * 4,
                 batches=("a",) * 4,
                 targets=tuple(targets),
@@ -172,6 +172,13 @@ def test_each_criterion_can_fail_by_itself():
     assert failed(made(shift=2.0)) == {"itself", "seeds"}
     assert made(accuracy=0.79).verdict == "PASS"  # one standard error of 1000 answers is 0.0126
     assert failed(made(accuracy=0.78)) == {"them"}
+
+
+def test_rounding_as_large_as_the_spread_of_seeds_allows_nothing():
+    noisy = made(null=0.3)
+    assert (noisy.verdict, noisy.exit_code) == ("NOT_COMPARED", 5)
+    assert "too much to tell" in noisy.sentence
+    assert made(null=0.3, accuracy=0.5).verdict == "FAIL"
 
 
 def test_an_infinite_difference_is_not_within_any_limit():
