@@ -313,11 +313,6 @@ def test_unknown_implementation_is_refused_by_name(name):
         ModernBertConfig(**SMALL).attn_implementation = name
 
 
-def test_flash_is_refused_with_what_it_needs():
-    with pytest.raises(ConfigError, match="CUDA"):
-        ModernBertConfig(**SMALL, attn_implementation="flash")
-
-
 def test_implementation_is_chosen_when_loading_and_not_saved(tmp_path):
     with paddle_backend.quiet():
         build(attn_implementation="blockwise").save_pretrained(str(tmp_path), safe_serialization=True)

@@ -20,6 +20,7 @@ from modernbert_align.core.model_config import SLIDING, RopeScaling
 from modernbert_align.models.modernbert.blockwise import Indices, Span, blockwise_attention
 from modernbert_align.models.modernbert.boundaries import sequence_of_token
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.flash import flash_attention
 from modernbert_align.models.modernbert.layers import Linear
 from modernbert_align.models.modernbert.precision import rounded
 
@@ -263,20 +264,31 @@ class ModernBertAttention(nn.Layer):
         attention_bias: paddle.Tensor | None = None,
         spans: tuple[Span, ...] | None = None,
         same: paddle.Tensor | None = None,
+        rows: paddle.Tensor | None = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """Attend.
 
         Args:
-            hidden_states: [batch seq hidden], or [1 total hidden] with `spans`.
-            position_embeddings: cos and sin, each [batch_or_1 seq head_dim]; with `spans` as `blockwise.rotation`
-                makes them.
+            hidden_states: [batch seq hidden], or [1 total hidden] with `spans` or `rows`.
+            position_embeddings: cos and sin, each [batch_or_1 seq head_dim]; with `spans` or `rows` as
+                `blockwise.rotation` makes them.
             attention_bias: [batch_or_1 1 seq_or_1 seq], or None.
-            spans: The sequences of a packed batch: attend block by block. None: eagerly.
+            spans: The sequences of a packed batch: attend block by block.
             same: Of packed input that is attended to eagerly: see `same_sequence`.
+            rows: Who sees whom in a packed batch, see `flash.mask_rows`: attend through the kernel. With neither this
+                nor `spans`: eagerly.
 
         Returns:
-            The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq], or None with `spans`.
+            The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq], or None with `spans`
+            or `rows`.
+
+        Raises:
+            ConfigError: There is no kernel for `rows` here, see `flash.require_kernel`.
         """
+        if rows is not None:
+            qkv = self.Wqkv(hidden_states)  # [1 total 3*hidden]
+            out = flash_attention(qkv, position_embeddings, rows, self.num_heads, self.attention_dropout, self.training)
+            return self.out_drop(self.Wo(out)), None
         if spans is not None:
             qkv = self.Wqkv(hidden_states)  # [1 total 3*hidden]
             out = blockwise_attention(

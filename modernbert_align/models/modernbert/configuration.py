@@ -17,7 +17,7 @@ __all__ = ["ModernBertConfig"]
 _V4_KEYS = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling")
 _RESOLVED = ("layer_types", "rope_parameters")
 _ATTENTION = "attn_implementation"
-ATTENTIONS = ("eager", "blockwise")
+ATTENTIONS = ("eager", "blockwise", "flash")
 
 
 class ModernBertConfig(PretrainedConfig):
@@ -30,10 +30,11 @@ class ModernBertConfig(PretrainedConfig):
     Args:
         **kwargs: Any key of a ModernBERT config.json. Missing ones take the reference's defaults, which are those of
             ModernBERT-base. And `attn_implementation`, which says how attention is computed: `eager` (all pairs of
-            tokens, the implementation that carries the alignment contract) or `blockwise` (the same numbers but for
-            rounding, without padding and without a matrix over all pairs); None, the default, takes blockwise in
-            evaluation mode and for packed input, and eager otherwise in training, if attentions are asked for, and
-            for export as a static graph.
+            tokens, the implementation that carries the alignment contract), `blockwise` (the same numbers but for
+            rounding, without padding and without a matrix over all pairs) or `flash` (packed like blockwise, through
+            Paddle's FlashMask kernel; a forward pass on anything but a CUDA device in half precision is refused);
+            None, the default, takes blockwise in evaluation mode and for packed input, and eager otherwise in
+            training, if attentions are asked for, and for export as a static graph.
 
     Raises:
         ConfigError: A switch that changes the numbers is not supported; it is never ignored. Or there is no such
@@ -66,12 +67,6 @@ class ModernBertConfig(PretrainedConfig):
 
     @attn_implementation.setter
     def attn_implementation(self, value: str | None) -> None:
-        if value == "flash":
-            raise ConfigError(
-                "attention implementation `flash` needs a CUDA device, half precision and a kernel with sliding "
-                "windows; none is built in",
-                hint="use `blockwise`, which needs no memory for all pairs of tokens either",
-            )
         if value is not None and value not in ATTENTIONS:
             raise ConfigError(f"unknown attention implementation `{value}`", hint=f"one of {', '.join(ATTENTIONS)}")
         self._attn_implementation = value
@@ -85,7 +80,7 @@ class ModernBertConfig(PretrainedConfig):
             tracing: Whether the pass is recorded as a static graph, which has no lengths yet.
             packed: Whether the input is packed. All pairs of a row are then mostly pairs that may not see each other,
                 so that training goes block by block too.
-            padding_counts: Whether a loss counts what is computed at padding, which blockwise attention leaves out.
+            padding_counts: Whether a loss counts what is computed at padding, which only eager attention computes.
 
         Raises:
             ConfigError: Attentions are asked for and the chosen implementation has none to return (the reference
@@ -97,9 +92,9 @@ class ModernBertConfig(PretrainedConfig):
                 f"attention implementation `{chosen}` cannot return attentions",
                 hint="set `attn_implementation` to `eager` for `output_attentions`",
             )
-        if tracing and chosen == "blockwise":
+        if tracing and chosen not in (None, "eager"):
             raise ConfigError(
-                "attention implementation `blockwise` goes by the lengths of a batch, which a static graph has not",
+                f"attention implementation `{chosen}` goes by the lengths of a batch, which a static graph has not",
                 hint="set `attn_implementation` to `eager` for export",
             )
         if chosen is not None:

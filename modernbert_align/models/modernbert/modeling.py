@@ -28,6 +28,7 @@ from modernbert_align.models.modernbert.attention import (
 from modernbert_align.models.modernbert.blockwise import Packing, Span, packing, rotation
 from modernbert_align.models.modernbert.boundaries import packed_positions, sequence_boundaries
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.flash import mask_rows
 from modernbert_align.models.modernbert.layers import (
     LayerNorm,
     ModernBertDecoder,
@@ -81,13 +82,14 @@ class ModernBertEncoderLayer(nn.Layer):
         output_attentions: bool = False,
         spans: tuple[Span, ...] | None = None,
         same: paddle.Tensor | None = None,
+        rows: paddle.Tensor | None = None,
     ) -> Any:
         """[batch seq hidden] -> same shape; with `output_attentions` also the probabilities [batch heads seq seq].
 
-        With `spans` or `same` [1 total hidden] -> same shape; see `ModernBertAttention`.
+        With `spans`, `same` or `rows` [1 total hidden] -> same shape; see `ModernBertAttention`.
         """
         attended, probabilities = self.attn(
-            self.attn_norm(hidden_states), position_embeddings, attention_bias, spans, same
+            self.attn_norm(hidden_states), position_embeddings, attention_bias, spans, same, rows
         )
         hidden_states = rounded(paddle.add, hidden_states, attended)
         hidden_states = rounded(paddle.add, hidden_states, self.mlp(self.mlp_norm(hidden_states)))
@@ -256,6 +258,7 @@ class ModernBertModel(ModernBertPretrainedModel):
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds` were given.
             UsageError: What says that the input is packed is malformed or contradicts itself.
+            ConfigError: The configuration's attention implementation cannot do what is asked for, or not here.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -278,7 +281,7 @@ class ModernBertModel(ModernBertPretrainedModel):
             padding_counts=padding_counts and boundaries is None,  # packed input has no padding
         )
         packed: Packing | None = None
-        if attention == "blockwise":
+        if attention != "eager":
             if boundaries is None:
                 packed = packing(batch, seq, attention_mask)
             else:
@@ -290,12 +293,15 @@ class ModernBertModel(ModernBertPretrainedModel):
         kinds = sorted(set(self.config.layer_types))
         positions = {kind: self.rotary_emb[kind](position_ids, dtype) for kind in kinds}
         arguments: dict[str, tuple[Any, ...]]  # of a layer, after the hidden states
+        windows = {FULL: None, SLIDING: self.config.local_attention // 2}
         if packed is None:
-            windows = {FULL: None, SLIDING: self.config.local_attention // 2}
             padding = attention_mask if boundaries is None else None  # packed input has none
             rest = () if boundaries is None else (None, same_sequence(boundaries))
             biases = {kind: attention_bias(padding, seq, windows[kind], dtype) for kind in kinds}
             arguments = {kind: (positions[kind], biases[kind], output_attentions, *rest) for kind in kinds}
+        elif attention == "flash":
+            rows = {kind: paddle.to_tensor(mask_rows(packed.spans, windows[kind])) for kind in kinds}
+            arguments = {kind: (rotation(*positions[kind]), None, False, None, None, rows[kind]) for kind in kinds}
         else:
             arguments = {kind: (rotation(*positions[kind]), None, False, packed.spans) for kind in kinds}
 
