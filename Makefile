@@ -35,7 +35,9 @@ align: $(STAMP) #- convert ModernBERT-base to Paddle and prove it equal, fp32 an
 	$(BIN)/modernbert-align convert --src hf --dst paddle
 	$(BIN)/modernbert-align diff --dtype fp32
 	$(BIN)/modernbert-align diff --dtype bf16
-	$(BIN)/modernbert-align gate reports/diff-base-masked_lm-fp32.json reports/diff-base-masked_lm-bf16.json --require model=base,dtype=fp32,dtype=bf16
+	$(BIN)/modernbert-align diff --dtype bf16 --attention blockwise
+	$(BIN)/modernbert-align gate reports/diff-base-masked_lm-fp32.json reports/diff-base-masked_lm-bf16.json reports/diff-base-masked_lm-bf16-blockwise.json \
+		--require model=base,dtype=fp32,dtype=bf16 --require model=base,dtype=fp32,dtype=bf16,attention=blockwise
 
 align-hub: $(STAMP) #- the same on the published ModernBERT-base and -large; needs a network
 	$(BIN)/modernbert-align diff --model answerdotai/ModernBERT-base --dtype bf16
