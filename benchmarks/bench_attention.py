@@ -24,6 +24,7 @@ import numpy as np
 from modernbert_align.backends.sources import resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.convert import Request, convert
+from modernbert_align.core.memory import keep_freed_memory
 from modernbert_align.core.processor import let_mkl_use_avx2
 from modernbert_align.core.table import load_table
 from modernbert_align.errors import AlignError
@@ -127,6 +128,7 @@ def inputs(lengths: list[int]) -> dict[str, dict[str, Any]]:
 def serve(connection: Connection, side: str, folder: Path | None, batch: dict[str, Any]) -> None:
     """A side: load the encoder, then run a forward for every request."""
     warnings.simplefilter("ignore")  # said on import, no use to anyone here
+    keep_freed_memory()  # on every side
     call = LOADERS[side](folder)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak from here on, not that of loading
     loaded_mib = memory_mib("VmRSS")

@@ -5,13 +5,13 @@ differently from float32 kernels. The comparison pins oneDNN to plain AVX-512 so
 machine has less, the pin does nothing.) The number of threads was measured to make no difference to the results.
 """
 
-import ctypes
 import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from modernbert_align.core.memory import return_large_blocks
 from modernbert_align.core.processor import MKL_TYPE, cpu_flags, cpu_model, let_mkl_use_avx2
 
 PINNED_ISA = "AVX512_CORE"
@@ -23,8 +23,6 @@ _PINS = {
     "TOKENIZERS_PARALLELISM": "false",
     "GLOG_minloglevel": "2",
 }
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BLOCK = 2 << 20  # bytes: larger than a layer's output, smaller than its weights
 
 
 def pin() -> None:
@@ -32,23 +30,12 @@ def pin() -> None:
 
     A value the user has set stays, and the report shows it. Freed memory goes back to the system.
     """
-    _return_large_blocks()
+    return_large_blocks()
     let_mkl_use_avx2()
     for name, value in _PINS.items():
         os.environ.setdefault(name, value)
     for noise in ("No ccache found", "Setuptools is replacing distutils"):  # said on import, no use to anyone here
         warnings.filterwarnings("ignore", message=noise)
-
-
-def _return_large_blocks() -> None:
-    """Have the C library give large blocks back when they are freed; without this, glibc keeps those below 32 MB.
-
-    Source: glibc, mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
-    if mallopt is not None and not os.environ.get("MALLOC_MMAP_THRESHOLD_"):
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(option, _LARGE_BLOCK)
 
 
 def describe() -> dict[str, Any]:
