@@ -5,6 +5,7 @@ so that a busy machine hurts all of them alike. Two threads each unless OMP_NUM_
 """
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing
@@ -130,6 +131,7 @@ def serve(connection: Connection, side: str, folder: Path | None, batch: dict[st
     warnings.simplefilter("ignore")  # said on import, no use to anyone here
     keep_freed_memory()  # on every side
     call = LOADERS[side](folder)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak from here on, not that of loading
     loaded_mib = memory_mib("VmRSS")
     connection.send("loaded")
