@@ -22,7 +22,7 @@ from modernbert_align.models.modernbert.precision import emulated, rounded
 
 SLIDING_QUERIES = 128  # queries of a block in sliding layers
 SCORES = 3 << 20  # scores of a block in full layers: 12 MiB, which stay in the cache and are not mapped anew each time
-FEWEST_QUERIES = 128  # fewer make the products with all keys slower than the cache makes them fast
+FEWEST_QUERIES = 256  # fewer make the products with all keys slower than the cache makes them fast
 GROUPED_TOKENS = 512  # sequences are computed together up to this many tokens; longer ones are alone
 
 Indices = npt.NDArray[np.int64]
