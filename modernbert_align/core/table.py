@@ -32,13 +32,14 @@ _WRITTEN = (
     "model.safetensors.index.json",
 )
 _DIM = re.compile(r"^(\d*)([A-Z]?)$")
+_TP = re.compile(r"^(col(:[2-9])?|row|vocab)?$")
 
 
 class Row(BaseModel):
     """One row as written in the table; names carry `{i}` and no prefix.
 
     Rows marked `part` share a Paddle name: their Hugging Face weights, stacked along the first axis in table order,
-    are that one weight.
+    are that one weight. `tp` says how the weight is divided among tensor-parallel ranks, see `core.tensor_parallel`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class Row(BaseModel):
     layers: Literal["", "1:"] = ""
     to: str = ""
     part: bool = False
+    tp: str = ""
 
 
 class _SideSpec(BaseModel):
@@ -457,8 +459,32 @@ def parse_table(raw: Mapping[str, Any], digest: str, *, where: str) -> Table:
                 raise TableError(f"`{where}`: row `{row.hf}` is a part, which op `tie` cannot be")
             if row.part and not row.shape.split():
                 raise TableError(f"`{where}`: row `{row.hf}` is a part and has no axis to be stacked along")
+            _check_division(row, where)
     for head, spec in document.heads.items():
         missing = [group for group in spec.rows if group not in document.rows]
         if missing:
             raise TableError(f"`{where}`: head `{head}` names the unknown rows `{missing[0]}`")
     return Table(document, digest)
+
+
+def _check_division(row: Row, where: str) -> None:
+    """Hold `tp` against the shape: a fused weight that is cut as if it were one block computes something else.
+
+    Raises:
+        TableError: They contradict each other.
+    """
+    if not _TP.match(row.tp):
+        raise TableError(f"`{where}`: row `{row.hf}` has the unknown tp `{row.tp}`: col, col:2, col:3, row or vocab")
+    if not row.tp:
+        return
+    dims = row.shape.split()
+    kind, _, parts = row.tp.partition(":")
+    if row.part or (kind == "row" and len(dims) != 2):
+        raise TableError(f"`{where}`: row `{row.hf}` cannot be divided by `{row.tp}`")
+    match = _DIM.match(dims[0]) if dims else None
+    blocks = match[1] if match is not None else ""
+    if kind == "col" and (blocks or "1") != (parts or "1"):
+        raise TableError(
+            f"`{where}`: row `{row.hf}` is {blocks or '1'} blocks of output features by its shape `{row.shape}` and "
+            f"{parts or '1'} by its tp `{row.tp}`"
+        )

@@ -5,6 +5,7 @@ Axes, as used in the shape comments here and in modeling.py:
     hidden              config.hidden_size
     heads, head_dim     heads * head_dim == hidden
     inter               config.intermediate_size
+With tensor parallelism a rank has its share of heads, and of hidden where that is heads * head_dim, and of inter.
 
 Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py and masking_utils.py.
 """
@@ -21,7 +22,8 @@ from modernbert_align.models.modernbert.blockwise import Indices, Span, blockwis
 from modernbert_align.models.modernbert.boundaries import sequence_of_token
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.flash import flash_attention
-from modernbert_align.models.modernbert.layers import Linear
+from modernbert_align.models.modernbert.layers import column_linear, row_linear
+from modernbert_align.models.modernbert.parallel import degree_of, own_randomness
 from modernbert_align.models.modernbert.precision import rounded
 
 
@@ -248,13 +250,14 @@ class ModernBertAttention(nn.Layer):
 
     def __init__(self, config: ModernBertConfig, layer_idx: int) -> None:
         super().__init__()
-        self.num_heads = config.num_attention_heads
+        self.divided = degree_of(config) > 1
+        self.num_heads = config.num_attention_heads // degree_of(config)  # of this rank
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.is_sliding = config.layer_types[layer_idx] == SLIDING
         self.half_window = config.local_attention // 2 if self.is_sliding else None
-        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
-        self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.Wqkv = column_linear(config, config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = row_linear(config, config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
 
     def forward(
@@ -279,26 +282,38 @@ class ModernBertAttention(nn.Layer):
                 nor `spans`: eagerly.
 
         Returns:
-            The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq], or None with `spans`
-            or `rows`.
+            The output, shaped like `hidden_states`, and the probabilities [batch heads seq seq] of this rank's heads,
+            or None with `spans` or `rows`.
 
         Raises:
             ConfigError: There is no kernel for `rows` here, see `flash.require_kernel`.
         """
+        qkv = self.Wqkv(hidden_states)  # [batch seq 3*hidden]
+        with own_randomness(self.divided and self.training and self.attention_dropout > 0):
+            out, probabilities = self._attend(qkv, position_embeddings, attention_bias, spans, same, rows)
+        return self.out_drop(self.Wo(out)), probabilities
+
+    def _attend(
+        self,
+        qkv: paddle.Tensor,
+        position_embeddings: tuple[paddle.Tensor, paddle.Tensor],
+        attention_bias: paddle.Tensor | None,
+        spans: tuple[Span, ...] | None,
+        same: paddle.Tensor | None,
+        rows: paddle.Tensor | None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """[batch seq 3*hidden] -> [batch seq hidden] and the probabilities, in the implementation asked for."""
+        dropout = self.attention_dropout
         if rows is not None:
-            qkv = self.Wqkv(hidden_states)  # [1 total 3*hidden]
-            out = flash_attention(qkv, position_embeddings, rows, self.num_heads, self.attention_dropout, self.training)
-            return self.out_drop(self.Wo(out)), None
+            return flash_attention(qkv, position_embeddings, rows, self.num_heads, dropout, self.training), None
         if spans is not None:
-            qkv = self.Wqkv(hidden_states)  # [1 total 3*hidden]
             out = blockwise_attention(
-                qkv, position_embeddings, spans, self.num_heads, self.half_window, self.attention_dropout, self.training
+                qkv, position_embeddings, spans, self.num_heads, self.half_window, dropout, self.training
             )
-            return self.out_drop(self.Wo(out)), None
-        batch, seq = hidden_states.shape[:2]
-        qkv = self.Wqkv(hidden_states).reshape([batch, seq, 3, self.num_heads, self.head_dim])
+            return out, None
+        batch, seq = qkv.shape[:2]
+        qkv = qkv.reshape([batch, seq, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [batch heads seq head_dim]
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        out, probabilities = eager_attention(q, k, v, attention_bias, self.attention_dropout, self.training, same)
-        out = out.reshape([batch, seq, self.num_heads * self.head_dim])  # [batch seq hidden]
-        return self.out_drop(self.Wo(out)), probabilities
+        out, probabilities = eager_attention(q, k, v, attention_bias, dropout, self.training, same)
+        return out.reshape([batch, seq, self.num_heads * self.head_dim]), probabilities  # [batch seq hidden]

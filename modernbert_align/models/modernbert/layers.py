@@ -6,6 +6,17 @@ from paddle import nn
 
 from modernbert_align.core.processor import let_mkl_use_avx2
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
+from modernbert_align.models.modernbert.parallel import (
+    ColumnLinear,
+    RowLinear,
+    VocabularyEmbedding,
+    copied,
+    degree_of,
+    divides_vocabulary,
+    gathered,
+    own_randomness,
+    rank_group,
+)
 from modernbert_align.models.modernbert.precision import rounded
 
 let_mkl_use_avx2()
@@ -24,6 +35,16 @@ class Linear(nn.Linear):
         return rounded(F.linear, x, self.weight, self.bias)
 
 
+def column_linear(config: ModernBertConfig, in_features: int, out_features: int, *, bias: bool) -> nn.Layer:
+    """A Linear whose output features are divided among ranks, if there are any."""
+    return (Linear if degree_of(config) == 1 else ColumnLinear)(in_features, out_features, bias=bias)
+
+
+def row_linear(config: ModernBertConfig, in_features: int, out_features: int, *, bias: bool) -> nn.Layer:
+    """A Linear whose input features are divided among ranks, if there are any."""
+    return (Linear if degree_of(config) == 1 else RowLinear)(in_features, out_features, bias=bias)
+
+
 class TokenEmbedding(nn.Embedding):
     """Embedding whose padding row is read like any other and gets no gradient from the lookup.
 
@@ -38,11 +59,32 @@ class TokenEmbedding(nn.Embedding):
 
     def forward(self, input_ids: paddle.Tensor) -> paddle.Tensor:
         """[batch seq] -> [batch seq hidden]."""
-        out = F.embedding(input_ids, self.weight)  # [batch seq hidden]
-        if self.pad_token_id is None or out.stop_gradient:
-            return out
-        padding = (input_ids == self.pad_token_id).unsqueeze(-1)  # [batch seq 1]
-        return rounded(lambda live: paddle.where(padding, live.detach(), live), out)
+        return _without_gradient_at(self.pad_token_id, input_ids, F.embedding(input_ids, self.weight))
+
+
+class ParallelTokenEmbedding(VocabularyEmbedding):
+    """`TokenEmbedding`, divided by tokens among ranks."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.pad_token_id = config.pad_token_id
+
+    def forward(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        """[batch seq] -> [batch seq hidden]."""
+        return _without_gradient_at(self.pad_token_id, input_ids, super().forward(input_ids))
+
+
+def _without_gradient_at(token: int | None, input_ids: paddle.Tensor, embedded: paddle.Tensor) -> paddle.Tensor:
+    """[batch seq], [batch seq hidden] -> the same embeddings; none flows back at `token`."""
+    if token is None or embedded.stop_gradient:
+        return embedded
+    there = (input_ids == token).unsqueeze(-1)  # [batch seq 1]
+    return rounded(lambda live: paddle.where(there, live.detach(), live), embedded)
+
+
+def token_embedding(config: ModernBertConfig) -> TokenEmbedding | ParallelTokenEmbedding:
+    """The embedding of tokens, divided among ranks if there are any and their number divides the vocabulary."""
+    return (ParallelTokenEmbedding if divides_vocabulary(config) else TokenEmbedding)(config)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -68,15 +110,19 @@ class ModernBertMLP(nn.Layer):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.Wi = column_linear(config, config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = row_linear(config, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.divided = degree_of(config) > 1
         self.drop = nn.Dropout(config.mlp_dropout)
         self.act = ACTIVATIONS[config.hidden_activation]
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[batch seq hidden] -> same shape."""
-        value, gate = self.Wi(hidden_states).chunk(2, axis=-1)  # each [batch seq inter]
-        return self.Wo(self.drop(rounded(paddle.multiply, rounded(self.act, value), gate)))
+        value, gate = self.Wi(hidden_states).chunk(2, axis=-1)  # each [batch seq inter], or a rank's share of it
+        gated = rounded(paddle.multiply, rounded(self.act, value), gate)
+        with own_randomness(self.divided and self.training and self.drop.p > 0):
+            gated = self.drop(gated)
+        return self.Wo(gated)
 
 
 class ModernBertPredictionHead(nn.Layer):
@@ -99,22 +145,29 @@ class ModernBertPredictionHead(nn.Layer):
 class ModernBertDecoder(nn.Layer):
     """Projection onto the vocabulary. Its weight has the embedding's layout, so that a tied one is the embedding.
 
+    Divided among ranks like the embedding; the logits are whole on every rank.
+
     Args:
         config: The model's configuration.
         embedding: The token embedding whose weight to share, or None for a weight of its own.
     """
 
-    def __init__(self, config: ModernBertConfig, embedding: nn.Embedding | None) -> None:
+    def __init__(self, config: ModernBertConfig, embedding: nn.Layer | None) -> None:
         super().__init__()
-        shape = [config.vocab_size, config.hidden_size]
-        self.weight = embedding.weight if embedding is not None else self.create_parameter(shape)
-        self.bias = self.create_parameter([config.vocab_size], is_bias=True) if config.decoder_bias else None
+        self.group = rank_group() if divides_vocabulary(config) else None
+        rows = config.vocab_size if self.group is None else config.vocab_size // degree_of(config)
+        self.weight = embedding.weight if embedding is not None else self.create_parameter([rows, config.hidden_size])
+        self.bias = self.create_parameter([rows], is_bias=True) if config.decoder_bias else None
+        if self.group is not None:
+            for parameter in self.parameters():
+                parameter.is_distributed, parameter.split_axis = True, 0
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[... hidden] -> [... vocab]."""
-        return rounded(_decode, hidden_states, self.weight, self.bias)
+        return rounded(self._logits, hidden_states, self.weight, self.bias)
 
-
-def _decode(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
-    logits = paddle.matmul(x, weight, transpose_y=True)  # [... vocab]
-    return logits if bias is None else logits + bias
+    def _logits(self, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+        x = x if self.group is None else copied(x, self.group)
+        logits = paddle.matmul(x, weight, transpose_y=True)  # [... vocab], or a rank's share of it
+        logits = logits if bias is None else logits + bias
+        return logits if self.group is None else gathered(logits, self.group)

@@ -6,6 +6,7 @@ Source: transformers 5.23.0, models/modernbert/modeling_modernbert.py; paddlenlp
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from paddlenlp.utils import safetensors as paddlenlp_safetensors
 
 from modernbert_align.core.model_config import FULL, SLIDING
 from modernbert_align.core.table import load_table
+from modernbert_align.errors import ConfigError
 from modernbert_align.models.modernbert.attention import (
     ModernBertAttention,
     ModernBertRotaryEmbedding,
@@ -34,9 +36,18 @@ from modernbert_align.models.modernbert.layers import (
     ModernBertDecoder,
     ModernBertMLP,
     ModernBertPredictionHead,
-    TokenEmbedding,
+    token_embedding,
 )
 from modernbert_align.models.modernbert.losses import cross_entropy
+from modernbert_align.models.modernbert.parallel import (
+    check,
+    convert_actions,
+    degree_of,
+    gathered,
+    is_divided,
+    own_randomness,
+    rank_group,
+)
 from modernbert_align.models.modernbert.precision import rounded
 
 __all__ = ["ModernBertForMaskedLM", "ModernBertModel", "ModernBertPretrainedModel"]
@@ -51,7 +62,7 @@ class ModernBertEmbeddings(nn.Layer):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.tok_embeddings = TokenEmbedding(config)
+        self.tok_embeddings = token_embedding(config)
         self.norm = LayerNorm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
@@ -124,6 +135,13 @@ class ModernBertPretrainedModel(PretrainedModel):
                 state[name] = tensor.astype(dtype)
         return super()._load_pretrained_model(*args, **kwargs)
 
+    @classmethod
+    def _get_tensor_parallel_mappings(
+        cls, config: ModernBertConfig, is_split: bool = True
+    ) -> dict[str, Callable[..., Any]]:
+        """PaddleNLP's tensor-parallel mapping, derived from `configs/tables/modernbert.toml`."""
+        return convert_actions(config, cls.__name__, is_split)
+
     def _init_weights(self, layer: nn.Layer) -> None:
         """Draw the weights of one layer from the reference's distribution: a truncated normal per role.
 
@@ -147,7 +165,8 @@ class ModernBertPretrainedModel(PretrainedModel):
             stds = [(layer.classifier, config.hidden_size**-0.5)]
         for module, std in stds:
             cutoff = config.initializer_cutoff_factor * std
-            nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(module.weight)
+            with own_randomness(is_divided(module.weight)):  # ranks would all draw the same share otherwise
+                nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(module.weight)
             if getattr(module, "bias", None) is not None:
                 nn.initializer.Constant(0.0)(module.bias)
 
@@ -161,12 +180,20 @@ class ModernBertPretrainedModel(PretrainedModel):
 
         Returns:
             The token embedding.
+
+        Raises:
+            ConfigError: The model is divided among ranks.
         """
         old = self.get_input_embeddings()
-        if new_num_tokens is None or new_num_tokens == old.weight.shape[0]:
+        if new_num_tokens in (None, self.config.vocab_size):
             return old
+        if degree_of(self.config) > 1:
+            raise ConfigError(
+                "the vocabulary of a model that is divided among ranks keeps its size",
+                hint="resize it without tensor parallelism, save it, and load that",
+            )
         self.config.vocab_size = new_num_tokens
-        embedding = TokenEmbedding(self.config)
+        embedding = token_embedding(self.config)
         std = self.config.initializer_range
         _copy_rows(old.weight, embedding.weight, std, self.config.initializer_cutoff_factor * std)
         self.set_input_embeddings(embedding)
@@ -197,11 +224,17 @@ class ModernBertModel(ModernBertPretrainedModel):
     """The encoder.
 
     Args:
-        config: The model's configuration.
+        config: The model's configuration. With `tensor_parallel_degree` above 1 this process holds its share of the
+            weights, and every process of fleet's model-parallel group takes part in every call.
+
+    Raises:
+        UsageError: The model cannot be divided by that degree.
+        ConfigError: fleet does not run with it.
     """
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)
+        check(config)
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.LayerList([ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = LayerNorm(config)
@@ -316,6 +349,8 @@ class ModernBertModel(ModernBertPretrainedModel):
             hidden_states = self._run(layer, hidden_states, *arguments[layer.attention_type])
             if output_attentions:
                 hidden_states, probabilities = hidden_states
+                if degree_of(self.config) > 1:
+                    probabilities = gathered(probabilities, rank_group(), axis=1)
                 all_attentions += (probabilities,)
         hidden_states = restored(self.final_norm(hidden_states))
         if output_hidden_states:
