@@ -58,6 +58,7 @@ def show(*, table_name: str | None, model: str | None, head: str | None, as_json
             "tied_to": entry.to,
             "stack_rows": list(entry.rows) if entry.rows else None,
             "shape_blind": entry.shape_blind,
+            "tp": entry.row.tp,
         }
         for entry in entries
     ]
@@ -71,7 +72,8 @@ def show(*, table_name: str | None, model: str | None, head: str | None, as_json
         same = "" if entry.hf == entry.paddle else f"  -> {entry.paddle}"
         place = "" if entry.rows is None else f"  rows {entry.rows[0]} to {entry.rows[1]} of {list(entry.stacked)}"
         note = f"  tied to {entry.to}" if entry.to else "  square: only values can tell" if entry.shape_blind else ""
-        _line(f"{entry.hf:<{width}}  {entry.op.name:<3}  {list(entry.hf_shape)}{same}{place}{note}")
+        ranks = f"  tp {entry.row.tp}" if entry.row.tp else ""
+        _line(f"{entry.hf:<{width}}  {entry.op.name:<3}  {list(entry.hf_shape)}{same}{place}{ranks}{note}")
     _line(
         f"{len(entries)} rows of {table.id} for the head {chosen} of {subject.model}, sha256 {table.digest[:12]}",
     )
@@ -272,6 +274,7 @@ def _explanation(subject: _Subject, row: Row, layer: int | None, having: list[st
         "absent_because": absent,
         "kind": row.kind,
         "probe": row.probe.format(i=layer),
+        "tp": row.tp,
         "shape_blind": entry.shape_blind,
         "same_shape": list(dict.fromkeys(name for names in groups for name in names if name != row.hf)),
         "heads": having,
@@ -290,6 +293,7 @@ def _show_explanation(document: dict[str, Any]) -> None:
         f"from {', '.join(stack['parts'])}"
         if stack
         else "",
+        "ranks": _among_ranks(document["tp"]),
         "when": document["when"],
         "in model": "yes" if document["in_model"] else f"no: {', '.join(document['absent_because'])}",
         "owner": f"a module of kind {document['kind']}; differences are reported at the probe {document['probe']}",
@@ -300,6 +304,13 @@ def _show_explanation(document: dict[str, Any]) -> None:
     for label, text in lines.items():
         if text:
             _line(f"  {label:<8}  {text}")
+
+
+def _among_ranks(tp: str) -> str:
+    kind, _, parts = tp.partition(":")
+    words = {"col": "by output features", "row": "by input features", "vocab": "by tokens, if the degree divides them"}
+    blocks = f", of each of their {parts} blocks a share" if parts else ""
+    return f"{tp}, divided among tensor-parallel ranks {words[kind]}{blocks}" if tp else ""
 
 
 def _what_shapes_show(document: dict[str, Any]) -> str:

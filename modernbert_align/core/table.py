@@ -479,12 +479,12 @@ def _check_division(row: Row, where: str) -> None:
         return
     dims = row.shape.split()
     kind, _, parts = row.tp.partition(":")
-    if row.part or (kind == "row" and len(dims) != 2):
+    if row.part or len(dims) < (2 if kind == "row" else 1):
         raise TableError(f"`{where}`: row `{row.hf}` cannot be divided by `{row.tp}`")
-    match = _DIM.match(dims[0]) if dims else None
+    match = _DIM.match(dims[1 if kind == "row" else 0])
     blocks = match[1] if match is not None else ""
-    if kind == "col" and (blocks or "1") != (parts or "1"):
+    if (blocks or "1") != (parts or "1"):
         raise TableError(
-            f"`{where}`: row `{row.hf}` is {blocks or '1'} blocks of output features by its shape `{row.shape}` and "
+            f"`{where}`: row `{row.hf}` is {blocks or '1'} blocks along what is divided by its shape `{row.shape}` and "
             f"{parts or '1'} by its tp `{row.tp}`"
         )

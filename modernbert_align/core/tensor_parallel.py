@@ -78,7 +78,7 @@ def check_degree(config: ModelConfig | Any, entries: Sequence[Entry], degree: in
     """Whether a model can be divided among that many ranks.
 
     Raises:
-        UsageError: Its attention heads or its feed-forward width cannot, or its table does not say how.
+        UsageError: Its attention heads, its feed-forward width or another weight cannot, or its table does not say how.
     """
     if not 1 <= degree <= MOST_RANKS:
         raise UsageError(f"a tensor parallel degree of {degree}", hint=f"give 1 to {MOST_RANKS}")
@@ -93,4 +93,11 @@ def check_degree(config: ModelConfig | Any, entries: Sequence[Entry], degree: in
             raise UsageError(
                 f"{size} {words} cannot be divided among {degree} ranks",
                 hint=f"degrees that divide `{key}`: {', '.join(fitting)}",
+            )
+    for entry in entries:
+        found = division(entry, degree)
+        if found is not None and entry.paddle_shape[found.axis] % (found.parts * degree):
+            raise UsageError(
+                f"`{entry.paddle}` {list(entry.paddle_shape)} cannot be divided among {degree} ranks",
+                hint=f"its row `{entry.row.hf}` says tp `{entry.row.tp}`",
             )

@@ -164,7 +164,7 @@ EXTRA = '{ hf = "%s", paddle = "%s", op = "id", shape = "H", kind = "norm", prob
         ([without_row("final_norm.weight")], {3}, "final_norm.weight: no row is for hf `model.final"),
         ([without_row("layers.{i}.mlp.Wi.bias")], {3}, "layers.{i}.mlp.Wi.bias: no row is for paddle"),
         ([with_row(EXTRA % ("x.weight", "x.weight"))], {3}, "x.weight: the paddle model has no `model.x.weight`"),
-        ([on_row(WI, '"2I H"', '"I H"')], {3}, "Wi.weight: the hf shape is [96, 64], that of"),
+        ([on_row(WI, '"2I H"', '"2H H"')], {3}, "Wi.weight: the hf shape is [128, 64], that of"),
         ([on_row("classifier.weight", '"C H"', '"2 H"')], {3}, "the paddle shape is [48, 2], that of the live `classi"),
         ([on_row("head.dense.bias", "classifier_bias", "decoder_bias")], {3}, "classifier_bias alone"),
         ([on_row("layers.{i}.attn_norm.weight", ', layers = "1:"', "")], {3}, "has no `model.layers.0.attn_norm"),
@@ -277,6 +277,18 @@ def test_show_lists_every_weight(cli):
         "head.dense.weight",
     }
     assert {row["stack_rows"] for row in rows} == {None}
+    divided = {row["hf"]: row["tp"] for row in rows if row["tp"] and not row["hf"].startswith("model.layers.")}
+    assert divided == {
+        "model.embeddings.tok_embeddings.weight": "vocab", "decoder.weight": "vocab", "decoder.bias": "vocab"
+    }  # fmt: skip
+
+
+def test_show_says_how_ranks_divide_a_weight(cli):
+    lines = cli("table", "show", "--model", "tiny")[1].splitlines()
+    (line,) = (line for line in lines if line.startswith("model.layers.1.attn.Wqkv.weight "))
+    assert line.endswith("T    [192, 64]  tp col:3")
+    (line,) = (line for line in lines if line.startswith("head.norm.weight "))
+    assert "tp" not in line
 
 
 def test_show_needs_no_weights_of_a_fixture(cli, tmp_path, monkeypatch):
@@ -354,6 +366,7 @@ def test_explain_tells_everything_about_a_weight(explain):
         "absent_because": [],
         "kind": "linear",
         "probe": "layers.3.attn",
+        "tp": "row",
         "shape_blind": True,
         "same_shape": [],
         "heads": [
@@ -375,6 +388,7 @@ def test_explain_in_words(cli):
     assert "paddle    model.layers.2.mlp.Wi.weight  H 2I = [64, 192]" in out
     assert "T, transposed" in out
     assert "a forgotten transpose shows; a swap with layers.{i}.attn.Wqkv.weight does not show" in out
+    assert "ranks     col:2, divided among tensor-parallel ranks by output features, of each of their 2 blocks" in out
     assert "in model  yes" in out
     assert "modernbert/1 for the fixture tiny" in out
     square = cli("table", "explain", "layers.1.attn.Wo.weight")[1]
@@ -514,7 +528,12 @@ def test_diff_as_json(cli):
     assert "body: layers.{i}.attn.Wqkv.weight" in document["rows"]["only_a"]
     assert {"path": "config.model_type", "a": "modernbert", "b": DECODER} in document["settings"]
     change = {"place": "classifier: classifier.bias", "field": "when", "a": "", "b": "classifier_bias"}
-    assert document["rows"]["changed"] == [change]
+    changed = document["rows"]["changed"]
+    assert [found for found in changed if found["field"] != "tp"] == [change]
+    # Only the encoder's table says how its weights are divided; rows that stack several are the others' own.
+    divided = {found["place"]: (found["a"], found["b"]) for found in changed if found["field"] == "tp"}
+    assert divided["body: layers.{i}.mlp.Wi.weight"] == ("col:2", "")
+    assert {there for _, there in divided.values()} == {""}
     code, out, _ = cli("table", "diff", DECODER, DECODER, "--json")
     assert (code, json.loads(out)["equal"]) == (0, True)
 

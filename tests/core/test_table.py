@@ -322,6 +322,19 @@ def test_the_shipped_document_parses_and_each_break_of_it_is_refused(document):
         (row(op="tie", to="x.weight", part=True), "row `x.weight` is a part, which op `tie` cannot be"),
         (row(shape="", part=True), "row `x.weight` is a part and has no axis to be stacked along"),
         (row(part=1.5), "part"),
+        (row(tp="colrow"), "row `x.weight` has the unknown tp `colrow`: col, col:2, col:3, row or vocab"),
+        (row(tp="col:1"), "has the unknown tp `col:1`"),
+        (row(tp="row:2", shape="H H"), "has the unknown tp `row:2`"),
+        (row(tp="COL"), "has the unknown tp `COL`"),
+        (row(tp="row"), "row `x.weight` cannot be divided by `row`"),  # a vector has no input features
+        (row(tp="col", shape=""), "row `x.weight` cannot be divided by `col`"),
+        (row(tp="col", part=True), "row `x.weight` cannot be divided by `col`"),
+        # A fused Wqkv, cut as if it were one block: rank 0 would get all of q and half of k.
+        (row(tp="col", shape="3H H"), "row `x.weight` is 3 blocks .* by its shape `3H H` and 1 by its tp `col`"),
+        (row(tp="col:2", shape="3H H"), "is 3 blocks .* and 2 by its tp `col:2`"),
+        (row(tp="col:3", shape="H H"), "is 1 blocks .* and 3 by its tp `col:3`"),
+        (row(tp="vocab", shape="2H H"), "is 2 blocks .* and 1 by its tp `vocab`"),
+        (row(tp="row", shape="H 2H"), "is 2 blocks .* and 1 by its tp `row`"),
     ],
 )
 def test_a_broken_row_is_refused_when_the_table_is_loaded(broken, message):

@@ -346,7 +346,9 @@ def test_rows_of_one_table_only_are_named_with_their_group_and_condition(documen
     ("hf", "field", "value"),
     [
         ("layers.{i}.attn.Wo.weight", "op", "id"),
-        ("layers.{i}.mlp.Wi.weight", "shape", "I H"),
+        ("layers.{i}.mlp.Wi.weight", "shape", "2H H"),  # still two blocks, as its tp says
+        ("layers.{i}.attn.Wo.weight", "tp", "col"),
+        ("layers.{i}.attn.Wo.weight", "tp", ""),
         ("layers.{i}.attn_norm.weight", "layers", ""),
         ("final_norm.weight", "paddle", "last_norm.weight"),
         ("final_norm.bias", "when", "mlp_bias"),
