@@ -249,7 +249,8 @@ def test_what_was_proved_is_said_and_what_was_not_is_not(cli, tmp_path, fixture_
         (("--table", "nothing"), "no table `nothing`"),
     ],
 )
-def test_options_that_cannot_hold_are_refused(cli, tmp_path, options, says):
+def test_options_that_cannot_hold_are_refused(cli, tmp_path, fixture_folder, options, says):
+    fixture_folder("tiny")  # written now, so that no notice of it stands before the error
     code, out, err = cli(
         "convert", "--src", "hf", "--dst", "paddle", "--model", "tiny", "--out", tmp_path / "p", *options
     )

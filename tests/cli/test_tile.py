@@ -106,8 +106,9 @@ def test_settings_that_differ_are_said(cli, tmp_path, wider):
         ((), "error: Missing option '--to'"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(cli, tmp_path, wider, monkeypatch, arguments, said):
+def test_bad_input_is_one_line_and_writes_nothing(cli, tmp_path, wider, fixture_folder, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
+    fixture_folder("tiny")  # written now, so that no notice of it stands before the error
     (tmp_path / "empty").mkdir()
     (wider / "weights.bin").touch()
     code, out, err = cli("tile", "--model", "tiny", *arguments)

@@ -50,12 +50,17 @@ NOT_RUN = {
 }
 
 
+def joined(text):
+    """Lines that end in a backslash, and the next, as one."""
+    return text.replace("\\\n", " ")
+
+
 def commands(page):
     """The commands of a page, in order, without their comments."""
     found = []
     for kind, body in FENCE.findall(page.read_text()):
         if kind == "console":
-            lines = body.replace("\\\n", " ").splitlines()
+            lines = joined(body).splitlines()
             found += [PROMPT.sub("", line).partition("  #")[0].strip() for line in lines if PROMPT.match(line)]
     return found
 
@@ -148,7 +153,8 @@ def test_the_commands_of_a_page_run(page, sandbox, capsys, monkeypatch):
 @pytest.mark.parametrize("target", ["align", "align-hub"])
 def test_what_make_runs_for_a_user_runs(target, sandbox, capsys):
     shown = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = [line for line in shown.splitlines() if line.startswith(".venv/bin/modernbert-align")]
+    lines = [line for line in joined(shown).splitlines() if line.startswith(".venv/bin/modernbert-align")]
+    assert len(lines) == shown.count(".venv/bin/modernbert-align")
     assert lines
     for line in lines:
         code = run(line)

@@ -12,6 +12,7 @@ from modernbert_align.commands import selftest as command
 from modernbert_align.core.table import load_table
 from modernbert_align.core.verdict import Failing
 from modernbert_align.engines import cause as causes
+from modernbert_align.engines import faults
 from modernbert_align.engines.faults import catalogue
 
 BUGS = {
@@ -128,9 +129,16 @@ def test_mistake_that_amplifies_rounding_is_named(subjects):
 
 
 def test_probe_behind_one_that_was_not_seen_is_not_explained_by_itself(subjects):
-    subject = subjects(model="tiny-stress")
-    with catalogue()["probe never ran"].inject(subject.candidate):
-        found = cause_of(subject)
+    def forward(layer, hidden_states, positions, bias=None, _=False):
+        hidden_states = hidden_states + layer.attn(layer.attn_norm(hidden_states), positions, bias)[0]
+        return hidden_states + 2 * layer.mlp.forward(layer.mlp_norm(hidden_states))  # not the module: never seen
+
+    subject = subjects()
+    layer = subject.candidate.model.layers[2]
+    with faults._set([faults._method(layer, forward)]):
+        judged = subject.compare()
+        found = cause_of(subject, judged)
+    assert {row.probe for row in judged[0].rows if row.observation != "compared"} == {"layers.2.mlp"}
     assert (found.probe, found.level) == ("layers.2", "structural")
     assert "it starts from layers.2.mlp" in found.statement
 
