@@ -23,6 +23,7 @@ from modernbert_align.core.table import Entry
 from modernbert_align.core.training import MOMENTS, Optimizer, losses, projections, step_probes
 from modernbert_align.core.verdict import Failing, Judgement
 from modernbert_align.engines.cause import CLEAR, COLLAPSE, PARTIAL, ROUNDING, explained_by_rounding
+from modernbert_align.engines.reference_side import VARIATIONS
 
 _KINDS = ("", *MOMENTS)
 _MOST = 1 << 16  # elements of a weight that are looked at
@@ -55,7 +56,7 @@ class Guess:
         value: Which of those, in words; may be empty.
         statement: What the candidate does, as the end of a sentence.
         effects: What it changes in every shown row.
-        slack: What it may leave in every row, as an rms, because it rounds itself; empty if it does not.
+        slack: What it may leave in every row, as an rms, where rounding does more with it; empty if that is not known.
         number: Where the mistake is a wrong positive number: that number.
         at: The same mistake with another number.
     """
@@ -267,10 +268,18 @@ def examine_step(
     if own:
         again = training.reference(cleared=False)
         effects = tuple(_sample(again.values[name]) - _sample(gradients.values[name]) for name in names)
+        nulls = [0.0] * len(names)  # what rounding makes of the mistake itself, not of the right training
+        for variation in VARIATIONS:
+            varied = training.reference(cleared=False, variation=variation)
+            nulls = [
+                max(null, rms(_sample(varied.values[name]) - _sample(again.values[name])))
+                for null, name in zip(nulls, names, strict=True)
+            ]
         guess = Guess(
             name="gradients not cleared",
             statement="gradients are not cleared: every step adds its own to those before",
             effects=effects,
+            slack=tuple(ROUNDING * null for null in nulls),
         )
         text = "every step is right by itself, the gradients are not; look with --phase forward, then --phase backward"
         return decide(shown, [guess], first.dtype, text)
@@ -367,8 +376,12 @@ class _Training:
         self._settings = Optimizer()
         self._projected: Mapping[str, Any] | None = None
 
-    def reference(self, *, cleared: bool) -> _Trained:
-        """Train the reference with its own gradients, or with their sum since the first step."""
+    def reference(self, *, cleared: bool, variation: str = "") -> _Trained:
+        """Train the reference with its own gradients, or with their sum since the first step.
+
+        Args:
+            variation: Of the reference's kernels, see `torch_training.variation`; empty for its own.
+        """
         trainee = Trainee(copy.deepcopy(self._ground.reference), self._batch, (), self._probes, self._stored)
         projected: Projections = None
         if losses(self._batch)[-1] == "projection":
@@ -377,7 +390,8 @@ class _Training:
         masters = torch_training.Masters(trainee.parameters, self._stored, self._settings)
         given: list[Mapping[str, torch.Tensor]] = []
         for _ in range(self._steps):
-            gradients = trainee.run(projected).weights
+            with torch_training.variation(trainee.model, variation):
+                gradients = trainee.run(projected).weights
             if given and not cleared:
                 gradients = {name: given[-1][name] + value for name, value in gradients.items()}
             masters.step(gradients)

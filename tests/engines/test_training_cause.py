@@ -128,6 +128,20 @@ def test_two_mistakes_are_not_called_one(subjects):
     assert found.level in ("partial", "unexplained")
 
 
+@pytest.mark.parametrize("factor", [1 + 1e-5, 1.01])
+def test_gradients_not_cleared_do_not_explain_a_wrong_gradient_beside_them(subjects, factor):
+    """That mistake is granted what its own rounding was measured to be, and no more."""
+    subject = subjects()
+    bias = dict(subject.candidate.named_parameters())["decoder.bias"]
+    handle = bias.register_hook(lambda gradient: gradient * factor)
+    try:
+        with catalogue()["gradients not cleared"].inject(subject.candidate):
+            found = cause_of(subject)
+    finally:
+        handle.remove()
+    assert found.level == "partial", found.statement
+
+
 def test_wrong_gradients_are_not_blamed_on_the_optimizer(subjects):
     subject = subjects()
     with catalogue()["gradient of the tanh GELU"].inject(subject.candidate):
