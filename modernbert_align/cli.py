@@ -99,14 +99,14 @@ def convert(
         ),
     ],
     dst: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Framework of the output: paddle or hf.",
+            help="Framework of the output: paddle or hf. Needed, but with --merge paddle by default.",
             metavar="paddle|hf",
             rich_help_panel=SOURCE,
             autocompletion=one_of("hf", "paddle"),
         ),
-    ],
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +152,22 @@ def convert(
             autocompletion=one_of("keep", "none"),
         ),
     ] = "keep",
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            help="Divide a Paddle output among N tensor-parallel ranks, a file for each, as PaddleNLP does.",
+            metavar="N",
+            rich_help_panel=WRITTEN,
+        ),
+    ] = 1,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Join the rank files of a Paddle checkpoint; with --dst hf that happens by itself.",
+            rich_help_panel=WRITTEN,
+        ),
+    ] = False,
     digest: Annotated[
         str,
         typer.Option(
@@ -194,7 +210,7 @@ def convert(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a checkpoint from one framework to the other.
+    """Convert a checkpoint from one framework to the other; divide it among tensor-parallel ranks or join those.
 
     Example: modernbert-align convert --src hf --dst paddle --model answerdotai/ModernBERT-base
     """
@@ -210,6 +226,8 @@ def convert(
             dtype=dtype,
             allow_overflow=allow_overflow,
             shard_size=shard_size,
+            tensor_parallel=tensor_parallel,
+            merge=merge,
             digest=digest,
             prove=prove,
             table_name=table,

@@ -20,6 +20,7 @@ from modernbert_align.core.digest import ALGORITHMS
 from modernbert_align.core.model_config import read_config_file
 from modernbert_align.core.output import parse_shard_size
 from modernbert_align.core.plan import SIDE_NAMES, describe
+from modernbert_align.core.rank_files import is_divided
 from modernbert_align.core.table import load_table, table_for
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_USAGE, UsageError
 
@@ -27,13 +28,15 @@ from modernbert_align.errors import EXIT_ALIGNED, EXIT_USAGE, UsageError
 def run(
     *,
     src: str,
-    dst: str,
+    dst: str | None,
     model: str | None,
     out: Path | None,
     head: str | None,
     dtype: str,
     allow_overflow: bool,
     shard_size: str,
+    tensor_parallel: int,
+    merge: bool,
     digest: str,
     prove: str | None,
     table_name: str | None,
@@ -43,11 +46,9 @@ def run(
     as_json: bool,
 ) -> int:
     """Convert a checkpoint; returns the exit code."""
-    for option, value in (("--src", src), ("--dst", dst)):
-        if value not in SIDE_NAMES:
-            raise UsageError(f"unknown framework `{value}` for {option}", hint="hf or paddle")
-    if src == dst:
-        raise UsageError(f"--src and --dst are both `{src}`", hint="one of them is hf, the other paddle")
+    dst = _check_direction(src, dst, tensor_parallel, merge)
+    if tensor_parallel != 1 and shard_size != "keep":
+        raise UsageError("--shard-size and --tensor-parallel exclude each other", hint="every rank has one file")
     if dtype != "keep" and dtype not in SHORT_NAMES:
         raise UsageError(f"unknown dtype `{dtype}`", hint=f"keep, {', '.join(SHORT_NAMES)}")
     if allow_overflow and dtype == "keep":
@@ -61,6 +62,8 @@ def run(
     if head is not None and model is None:
         table.check_head(head)
     source = resolve_model(model or "base", table, console.notify, head)
+    if merge and not is_divided(source.folder):
+        raise UsageError(f"there is nothing to --merge: `{source.folder}` is not divided among ranks")
     if table_name is None:
         table = table_for(read_config_file(source.folder), where=str(source.folder / "config.json"))
     if head is not None:
@@ -74,12 +77,13 @@ def run(
         dtype=dtype,
         head=head,
         shard_size=parse_shard_size(shard_size),
+        tensor_parallel=tensor_parallel,
         digest=digest,
         prove=levels,
         allow_overflow=allow_overflow,
         read_torch=read_torch,
     )
-    suffix = dst if head is None else f"{head}-{dst}"
+    suffix = (dst if head is None else f"{head}-{dst}") + (f"-tp{tensor_parallel}" if tensor_parallel > 1 else "")
     target = out if out is not None else Path("checkpoints") / f"{source.name}-{suffix}"
     if dry_run:
         plan = _plan_document(plan_conversion(request, table), source.folder, target)
@@ -93,6 +97,33 @@ def run(
         result = convert(request, table, target, force=force, resume=resume, progress=report, notify=console.notify)
     _show_result(result, time.perf_counter() - start, as_json)
     return EXIT_ALIGNED
+
+
+def _check_direction(src: str, dst: str | None, tensor_parallel: int, merge: bool) -> str:
+    """The framework of the output.
+
+    Raises:
+        UsageError: The options contradict each other.
+    """
+    if dst is None:
+        if not merge:
+            raise UsageError("--dst is missing", hint="hf or paddle; with --merge it is paddle by default")
+        dst = "paddle"
+    for option, value in (("--src", src), ("--dst", dst)):
+        if value not in SIDE_NAMES:
+            raise UsageError(f"unknown framework `{value}` for {option}", hint="hf or paddle")
+    if merge and src != "paddle":
+        raise UsageError("--merge joins the rank files of a Paddle checkpoint", hint="give it with --src paddle")
+    if merge and tensor_parallel != 1:
+        raise UsageError("--merge and --tensor-parallel exclude each other", hint="merge first, then divide")
+    if tensor_parallel != 1 and dst != "paddle":
+        raise UsageError("--tensor-parallel divides Paddle checkpoints only", hint="give it with --dst paddle")
+    if src == dst and not (merge or tensor_parallel > 1):
+        raise UsageError(
+            f"--src and --dst are both `{src}`",
+            hint="one of them is hf, the other paddle; of Paddle's own, --merge joins and --tensor-parallel divides",
+        )
+    return dst
 
 
 def _levels(prove: str | None, digest: str) -> tuple[ProofLevel, ...]:
@@ -130,6 +161,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
     agree, disagree = plan["layout"]["agree"], plan["layout"]["disagree"]
     line(f"layout   {SIDE_NAMES[plan['src']]}: {agree} of {agree + disagree} non-square Linear weights agree")
     line(f"model    head {plan['head']}, table {plan['table']}")
+    if plan["ranks"] > 1:
+        line(f"ranks    {plan['ranks']}, one file for each")
     line(f"dtype    {', '.join(plan['dtypes'])}{'' if plan['lossless'] else ' (loses bits)'}")
     for op, entry in plan["by_op"].items():
         line(f"rows     {op:<3} {entry['tensors']:>5} tensors {entry['size_bytes']:>16,} bytes")
@@ -166,8 +199,9 @@ def _show_result(result: Result, wall_s: float, as_json: bool) -> None:
     if result.up_to_date:
         line(f"{result.out} is up to date ({len(manifest.tensors)} tensors)")
         return
+    ranks = f" for {manifest.tensor_parallel} ranks" if manifest.tensor_parallel > 1 else ""
     line(
-        f"{result.out}: {len(manifest.tensors)} tensors, {sum(file.size_bytes for file in weights):,} bytes "
+        f"{result.out}: {len(manifest.tensors)} tensors{ranks}, {sum(file.size_bytes for file in weights):,} bytes "
         f"in {wall_s:.1f} s, {'lossless' if manifest.lossless else f'rounded to {manifest.dtype}'}"
     )
     _show_casts(result)

@@ -11,6 +11,7 @@ from modernbert_align.backends.sources import resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.fixtures import fixture_names, load_fixture
 from modernbert_align.core.model_config import read_config_file
+from modernbert_align.core.rank_files import DEGREE_KEY, RANK_KEY
 from modernbert_align.core.table import Row, Side, Sizes, Table, load_table, nearest_row, table_for
 from modernbert_align.core.table_check import all_rows, check_table, same_shapes, skip, with_changes
 from modernbert_align.core.table_diff import Change, diff_tables
@@ -384,6 +385,8 @@ def _subject(table_name: str | None, model: str | None, *, fixture: str, layers:
         return _Subject(table=table, model=label, raw=raw, config=table.sizes(raw, where=label), head=head)
     source = resolve_model(model, table, console.notify)
     raw, where = read_config_file(source.folder), str(source.folder / "config.json")
+    # A table is about whole weights, however a checkpoint's files divide them.
+    raw = {key: value for key, value in raw.items() if key not in (DEGREE_KEY, RANK_KEY)}
     if table_name is None:
         table = table_for(raw, where=where)
     head = table.head_of(raw.get("architectures"), where=where)

@@ -8,6 +8,7 @@ Source: the safetensors format (8-byte little-endian header length, JSON header,
 
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from modernbert_align.errors import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS, PADDLE_WEIGHTS = "pytorch_model.bin", "model_state.pdparams"
+_RANK_FILES = (re.compile(r"model\.tp([0-9]{2})\.safetensors"), re.compile(r"model_state\.tp([0-9]{2})\.pdparams"))
 _MAX_DIMENSIONS = 64
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
@@ -158,6 +160,11 @@ class Checkpoint:
         """Whether the files are pickles, not safetensors."""
         return bool(self.arrays)
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether the bytes of every tensor are in one place of a file, as they are."""
+        return not self.arrays
+
     def fill(self, name: str, start: int, out: Bits) -> None:
         """Read consecutive elements of a tensor.
 
@@ -235,6 +242,12 @@ def _open(folder: Path, read_torch: TorchReader | None) -> Checkpoint:
             return Checkpoint(folder=folder, tensors=tensors, files=(folder / weights,), arrays=arrays)
         if (folder / f"{weights}.index.json").is_file():
             return _open_sharded(folder, folder / f"{weights}.index.json", read)
+    ranks = rank_files(folder)
+    if ranks:
+        raise CheckpointError(
+            f"`{folder}` is divided among tensor-parallel ranks ({ranks[min(ranks)].name}, ...)",
+            hint=f"make it whole: modernbert-align convert --src paddle --merge --model {folder}",
+        )
     others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pdparams", ".safetensors"})
     raise CheckpointError(
         f"no `{WEIGHTS}` and no `{INDEX}` in `{folder}`",
@@ -242,6 +255,45 @@ def _open(folder: Path, read_torch: TorchReader | None) -> Checkpoint:
         if others
         else "the folder has no weights",
     )
+
+
+def rank_file(rank: int) -> str:
+    """The name of a rank's file.
+
+    Source: paddlenlp 2.8.1, transformers/utils.py, weight_name_suffix; transformers/model_utils.py, _add_variant.
+    """
+    return f"model.tp{rank:02d}.safetensors"
+
+
+def rank_files(folder: Path) -> dict[int, Path]:
+    """Rank -> its file, of a checkpoint that PaddleNLP stores divided; empty if the folder has none.
+
+    safetensors go before Paddle's pickles.
+    """
+    for pattern in _RANK_FILES:
+        found = {int(match[1]): p for p in folder.iterdir() if (match := pattern.fullmatch(p.name))}
+        if found:
+            return dict(sorted(found.items()))
+    return {}
+
+
+def has_whole_weights(folder: Path) -> bool:
+    """Whether a folder has weights that PaddleNLP would load on every rank."""
+    return any((folder / f"{name}{end}").is_file() for name in (WEIGHTS, PADDLE_WEIGHTS) for end in ("", ".index.json"))
+
+
+def open_rank_file(path: Path) -> Checkpoint:
+    """Open one rank's file.
+
+    Raises:
+        CheckpointError: It is damaged, unreadable or a link that leads out of its folder.
+    """
+    try:
+        check_inside(path, path.parent)
+        tensors, arrays = _read_file(path, _read_paddle if path.suffix == ".pdparams" else None)
+    except OSError as error:
+        raise CheckpointError(f"`{error.filename or path}` cannot be read: {error.strerror}") from None
+    return Checkpoint(folder=path.parent, tensors=tensors, files=(path,), arrays=arrays)
 
 
 def check_inside(path: Path, folder: Path) -> None:

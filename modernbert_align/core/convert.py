@@ -41,10 +41,20 @@ from modernbert_align.core.manifest import (
 from modernbert_align.core.model_config import read_config_file
 from modernbert_align.core.output import OutputFile, ShardSize, index_text, lay_out
 from modernbert_align.core.partial import MANIFEST, open_partial, partial_path
-from modernbert_align.core.plan import Plan, Problem, draft_plan
+from modernbert_align.core.plan import Plan, Problem, divide, draft_plan
 from modernbert_align.core.proof import prove_dye, prove_roundtrip
+from modernbert_align.core.rank_files import (
+    DEGREE_KEY,
+    RANK_KEY,
+    check_digests,
+    check_replicated,
+    is_divided,
+    join_ranks,
+)
+from modernbert_align.core.shares import Joined
 from modernbert_align.core.stream import PIECE_BYTES
 from modernbert_align.core.table import Side, Sizes, Table
+from modernbert_align.core.tensor_parallel import check_degree, divisions
 from modernbert_align.core.text import command_line, name_text
 from modernbert_align.core.writer import Progress, TensorRecord, read_back, write_outputs
 from modernbert_align.errors import CheckpointError, UsageError
@@ -65,6 +75,7 @@ class Request:
         dtype: keep, fp32, bf16 or fp16.
         head: The head to write; None keeps that of the source, `base` drops it.
         shard_size: How to split the output; see `lay_out`.
+        tensor_parallel: Among how many ranks to divide a Paddle output.
         digest: The algorithm for tensors and weight files.
         prove: What to prove before the output gets its name.
         allow_overflow: Let a cast turn finite values into infinite ones; they are counted.
@@ -79,6 +90,7 @@ class Request:
     dtype: str = "keep"
     head: str | None = None
     shard_size: ShardSize = "keep"
+    tensor_parallel: int = 1
     digest: Algorithm = "sha256"
     prove: tuple[ProofLevel, ...] = ("tensors",)
     allow_overflow: bool = False
@@ -132,7 +144,8 @@ def plan_conversion(request: Request, table: Table) -> Conversion:
     Raises:
         CheckpointError, ConfigError, UsageError: The source cannot be read, or the request makes no sense.
     """
-    checkpoint = open_checkpoint(request.folder, read_torch=request.read_torch)
+    divided = request.src == "paddle" and is_divided(request.folder)
+    checkpoint = None if divided else open_checkpoint(request.folder, read_torch=request.read_torch)
     config_path = request.folder / "config.json"
     if config_path.exists():
         check_inside(config_path, request.folder)
@@ -142,8 +155,14 @@ def plan_conversion(request: Request, table: Table) -> Conversion:
     declared = table.head_of(raw.get("architectures"), where=where)
     head = check_head(request.head or declared, declared, request.model)
     target_dtype = None if request.dtype == "keep" else SHORT_NAMES[request.dtype]
+    if checkpoint is None:
+        checkpoint = join_ranks(request.folder, raw, table, sizes, declared)
     plan = draft_plan(checkpoint, table, sizes, head, request.src, request.dst, target_dtype, declared=declared)
-    target_config = translate_config(raw, table, request.dst, target_dtype)
+    if request.tensor_parallel != 1:
+        entries = table.expand(sizes, head)
+        check_degree(sizes, entries, request.tensor_parallel)
+        plan = divide(plan, divisions(entries, request.tensor_parallel), request.tensor_parallel)
+    target_config = translate_config(raw, table, request.dst, target_dtype, request.tensor_parallel)
     if head != declared:
         target_config["architectures"] = [table.architecture(head)]
     carried = tuple(request.folder / name for name in table.carried_files if (request.folder / name).is_file())
@@ -212,17 +231,22 @@ def check_head(head: str, declared: str, model: str) -> str:
     )
 
 
-def translate_config(raw: dict[str, Any], table: Table, dst: Side, dtype: str | None) -> dict[str, Any]:
+def translate_config(
+    raw: dict[str, Any], table: Table, dst: Side, dtype: str | None, degree: int = 1
+) -> dict[str, Any]:
     """The config.json of the other side.
 
     The Paddle model reads both of Hugging Face's spellings, so keys pass through unchanged; going to Hugging Face,
-    what only Paddle's save_pretrained writes is left out.
+    what only Paddle's save_pretrained writes is left out. Among how many ranks it is divided is the output's own.
 
     Args:
         dtype: safetensors name of the float format all tensors are cast to, or None.
+        degree: Among how many ranks the output is divided, as save_pretrained writes it.
     """
-    dropped = table.paddle_only_keys if dst == "hf" else ()
+    dropped = table.paddle_only_keys if dst == "hf" else (RANK_KEY,)
     config = {key: value for key, value in raw.items() if key not in dropped}
+    if degree > 1 or DEGREE_KEY in config:
+        config[DEGREE_KEY] = degree
     if dtype is not None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = CONFIG_NAMES[dtype]
     return config
@@ -267,7 +291,10 @@ def convert(
             if existing is not None:
                 return Result(out=out, manifest=existing, up_to_date=True)
             check_space(out, conversion.needs_bytes)
-        check_tied(conversion.plan)
+        check_tied(plan)
+        if isinstance(plan.checkpoint, Joined):
+            check_digests(plan.checkpoint)
+            check_replicated(plan.checkpoint)
         proofs: list[Proof] = []
         if "dye" in request.prove:
             notify("following every element from its place in the source to its place in the output")
@@ -365,6 +392,7 @@ def _manifest(request: Request, conversion: Conversion, source_files: tuple[File
         head=plan.head,
         dtype=request.dtype,
         shard_size=request.shard_size,
+        tensor_parallel=request.tensor_parallel,
         lossless=conversion.lossless,
         table=plan.table.id,
         table_sha256=plan.table.digest,

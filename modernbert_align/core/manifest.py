@@ -61,8 +61,9 @@ class Manifest(BaseModel):
     Attributes:
         dtype: `keep` or the float format all tensors were cast to.
         shard_size: `keep`, `none` or a number of bytes.
+        tensor_parallel: Among how many ranks the output is divided; 1 if it is whole.
         lossless: Whether every bit of every tensor can be recovered.
-        tensors: Written name -> record.
+        tensors: Written name -> record; of a rank's share, the name followed by `@tp` and the rank.
         proofs: What was proved before the folder got its name; empty if nothing was.
     """
 
@@ -74,6 +75,7 @@ class Manifest(BaseModel):
     head: str
     dtype: str
     shard_size: int | Literal["keep", "none"]
+    tensor_parallel: int = 1
     lossless: bool
     table: str
     table_sha256: str
@@ -88,7 +90,7 @@ class Manifest(BaseModel):
 
     def same_request(self, other: "Manifest") -> bool:
         """Whether `other` would be made from the same bytes in the same way; never if the bytes have no digest."""
-        keys = ("tool", "src", "dst", "head", "dtype", "shard_size", "table_sha256")
+        keys = ("tool", "src", "dst", "head", "dtype", "shard_size", "tensor_parallel", "table_sha256")
         mine, theirs = ([(f.name, f.size_bytes, f.digest) for f in m.source.files] for m in (self, other))
         return (
             all(getattr(self, key) == getattr(other, key) for key in keys)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modernbert_align.core.checkpoint import DTYPE_BYTES, DTYPE_RANK, WEIGHTS
+from modernbert_align.core.checkpoint import DTYPE_BYTES, DTYPE_RANK, WEIGHTS, rank_file
 from modernbert_align.core.plan import Plan, PlanItem
 from modernbert_align.errors import UsageError
 
@@ -85,10 +85,14 @@ def lay_out(plan: Plan, shard_size: ShardSize) -> tuple[OutputFile, ...]:
 
     Args:
         shard_size: `none` writes one file, `keep` the source's shards under their names, a number fills shards in
-            model order up to that many bytes; a larger tensor has a shard of its own.
+            model order up to that many bytes; a larger tensor has a shard of its own. A checkpoint divided among
+            ranks has a file for each of them, whatever this says.
     """
     groups: dict[str, list[PlanItem]] = {}
-    if shard_size == "keep" and plan.checkpoint.index is not None:
+    if plan.ranks > 1:
+        for item in plan.items:
+            groups.setdefault(rank_file(item.share.rank if item.share else 0), []).append(item)
+    elif shard_size == "keep" and plan.checkpoint.index is not None:
         # A stack is kept where its first part is. Pickled shards get the names safetensors shards have.
         homes = [plan.checkpoint.tensors[item.sources[0]].path.name for item in plan.items]
         found = sorted(set(homes))
@@ -125,11 +129,11 @@ def shard_name(number: int, count: int) -> str:
 
 
 def index_text(plan: Plan, outputs: Sequence[OutputFile]) -> str | None:
-    """`model.safetensors.index.json` as transformers writes it; None for a single file.
+    """`model.safetensors.index.json` as transformers writes it; None for a single file and for those of ranks.
 
     What the source's index says beside the total size (transformers counts parameters) stays true and is kept.
     """
-    if [output.name for output in outputs] == [WEIGHTS]:
+    if plan.ranks > 1 or [output.name for output in outputs] == [WEIGHTS]:
         return None
     metadata: dict[str, Any] = {}
     if plan.checkpoint.index is not None and not plan.dropped:

@@ -3,17 +3,23 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modernbert_align.core.cast import FLOATS
 from modernbert_align.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
-from modernbert_align.core.ops import Op
+from modernbert_align.core.ops import OPS, Op
 from modernbert_align.core.table import Entry, Side, Sizes, Table, nearest_row
+from modernbert_align.core.tensor_parallel import Division, Share
 from modernbert_align.errors import CheckpointError
 
 _EXPLAINED = 8  # problems that get a look at what is near: a comparison with every missing name is slow
 SIDE_NAMES = {"hf": "Hugging Face", "paddle": "Paddle"}
+
+
+def share_key(name: str, rank: int) -> str:
+    """What a rank's share of a weight is called where those of all ranks are listed."""
+    return f"{name}@tp{rank:02d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,8 @@ class PlanItem:
         op: What happens to it in this direction.
         rows: The rows to take of the source, in Hugging Face's layout, if it is a stack of several weights.
         source_dtype, target_dtype: safetensors names.
-        source_shape: Shape before the operation, sources stacked.
+        source_shape: Shape before the operation, sources stacked; of a rank's share only that.
+        share: What of the weight is written, if it is divided among ranks.
     """
 
     sources: tuple[str, ...]
@@ -37,6 +44,12 @@ class PlanItem:
     source_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     shape_blind: bool
+    share: Share | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other items: its name, and of a rank's share the rank."""
+        return self.target if self.share is None else share_key(self.target, self.share.rank)
 
     @property
     def size_bytes(self) -> int:
@@ -89,6 +102,11 @@ class Plan:
     problems: tuple[Problem, ...]
 
     @property
+    def ranks(self) -> int:
+        """Among how many ranks the output is divided; 1 if it is whole."""
+        return 1 + max((item.share.rank for item in self.items if item.share is not None), default=0)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes to write, headers apart."""
         return sum(item.size_bytes for item in self.items)
@@ -138,11 +156,11 @@ def draft_plan(
     Args:
         config: From `Table.sizes`.
         head: The head to write; with `base`, the weights of the declared head are dropped.
-        src, dst: The two sides, one each.
+        src, dst: The two sides; both Paddle if a checkpoint is only divided among ranks or joined.
         declared: The head the checkpoint has, if not `head`.
         dtype: safetensors name to cast to, or None to keep each tensor's own.
     """
-    if src == dst:
+    if src == dst == "hf":
         raise ValueError(f"a plan from {src} to {dst}")
     stored: dict[str, str] = {}
     problems: list[Problem] = []
@@ -199,17 +217,35 @@ def _item(
     first = parts[0]
     stacking = first.rows is not None and src == "hf"
     source_dtype = stored_dtype(infos[first.name(src)], src)
+    op = first.op if src == "hf" else first.inverse_op()
     return PlanItem(
-        sources=tuple(infos[part.name(src)].name for part in parts),
+        sources=tuple(dict.fromkeys(infos[part.name(src)].name for part in parts)),
         target=target,
-        op=first.op if src == "hf" else first.inverse_op(),
-        rows=first.rows if src == "paddle" else None,
+        op=op if src != dst else OPS["id"],
+        rows=first.rows if src == "paddle" and dst == "hf" else None,
         source_dtype=source_dtype,
         target_dtype=dtype or source_dtype,
         source_shape=first.stacked if stacking else first.shape(src),
         target_shape=first.shape(dst),
         shape_blind=first.shape_blind,
     )
+
+
+def divide(plan: Plan, divided: Mapping[str, Division], degree: int) -> Plan:
+    """The same conversion, into one file for each of `degree` ranks.
+
+    Args:
+        divided: From `tensor_parallel.divisions`; the other weights are in the files of all ranks.
+    """
+    items = [divide_item(item, divided.get(item.target), rank) for rank in range(degree) for item in plan.items]
+    return replace(plan, items=tuple(items))
+
+
+def divide_item(item: PlanItem, how: Division | None, rank: int) -> PlanItem:
+    """One rank's share of an item."""
+    share = Share(rank=rank, division=how)
+    source_shape = share.of_source(item.op).shape(item.source_shape)
+    return replace(item, share=share, source_shape=source_shape, target_shape=share.shape(item.target_shape))
 
 
 def _layout(
@@ -332,10 +368,11 @@ def describe(plan: Plan) -> dict[str, Any]:
         "table": plan.table.id,
         "layout": {"agree": plan.layout.agree, "disagree": plan.layout.disagree},
         "tensors": len(plan.items),
+        "ranks": plan.ranks,
         "size_bytes": plan.size_bytes,
         "by_op": by_op,
         "stacked": sum(len(item.sources) > 1 or item.rows is not None for item in plan.items),
-        "shape_blind": [item.target for item in plan.items if item.shape_blind],
+        "shape_blind": list(dict.fromkeys(item.target for item in plan.items if item.shape_blind)),
         "renamed": sum(canonical != name for canonical, name in plan.stored.items()),
         "tied": [list(pair) for pair in plan.tied],
         "absent_ties": list(plan.absent_ties),

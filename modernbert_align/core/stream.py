@@ -10,6 +10,7 @@ from modernbert_align.core.cast import CastLoss, cast_bits
 from modernbert_align.core.checkpoint import Checkpoint, unsigned
 from modernbert_align.core.ops import TILE, Bits, transpose_into
 from modernbert_align.core.plan import PlanItem
+from modernbert_align.core.shares import share_of
 
 PIECE_BYTES = 1 << 19  # what a core's own cache holds
 RING = 4
@@ -52,6 +53,8 @@ def pieces(checkpoint: Checkpoint, item: PlanItem, scratch: Scratch, loss: CastL
         Pieces of `item.target_dtype`'s width. A piece keeps its content until `RING - 1` more were asked for.
     """
     moved = _transposed if item.op.name == "T" else _copied
+    if item.share is not None:
+        checkpoint = share_of(checkpoint, item.sources, item.share.of_source(item.op))
     for piece in moved(checkpoint, item, scratch):
         yield cast_bits(piece, item.source_dtype, item.target_dtype, loss)
 

@@ -7,13 +7,13 @@ Source: paddlenlp 2.8.1, transformers/conversion_utils.py, naive_fuse_split_tp, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from modernbert_align.core.model_config import ModelConfig
-from modernbert_align.core.ops import Bits
+from modernbert_align.core.ops import Bits, Op
 from modernbert_align.core.table import Entry
 from modernbert_align.errors import UsageError
 
@@ -51,6 +51,28 @@ class Division:
         """The whole weight again, from the shards of all ranks in order."""
         shares = [np.split(shard, self.parts, axis=self.axis) for shard in shards]
         return np.concatenate([share[part] for part in range(self.parts) for share in shares], axis=self.axis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank has of a weight.
+
+    Attributes:
+        division: None if every rank has the whole.
+    """
+
+    rank: int
+    division: Division | None
+
+    def of_source(self, op: Op) -> "Share":
+        """The same share of what `op` makes the weight from."""
+        if self.division is None or op.name != "T":
+            return self
+        return replace(self, division=replace(self.division, axis=1 - self.division.axis))
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the share."""
+        return tuple(whole) if self.division is None else self.division.shape(whole)
 
 
 def division(entry: Entry, degree: int) -> Division | None:

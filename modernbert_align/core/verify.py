@@ -5,11 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modernbert_align.core.cast import CastLoss
-from modernbert_align.core.checkpoint import WEIGHTS, Checkpoint, TorchReader, open_checkpoint
+from modernbert_align.core.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    TorchReader,
+    open_checkpoint,
+    open_rank_file,
+    rank_files,
+)
 from modernbert_align.core.convert import Request, plan_conversion
 from modernbert_align.core.digest import Algorithm, Background, Hasher, file_digest, new_hasher
 from modernbert_align.core.manifest import FileDigest, Manifest, read_manifest
 from modernbert_align.core.partial import JOURNAL, MANIFEST
+from modernbert_align.core.plan import share_key
 from modernbert_align.core.stream import PIECE_BYTES, Scratch, pieces
 from modernbert_align.core.table import Table
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, AlignError, CheckpointError
@@ -131,11 +139,11 @@ def _against(path: Path, file: FileDigest) -> tuple[str, bool]:
 def _check_tensors(folder: Path, manifest: Manifest, found: Verification, notify: Notify) -> None:
     """Every tensor, read through the header, against the digest it was written with."""
     try:
-        checkpoint = open_checkpoint(folder)
+        written = _open_written(folder, manifest)
     except CheckpointError as error:
         found.problems.append(error.message)
         return
-    names, recorded = set(checkpoint.tensors), set(manifest.tensors)
+    names, recorded = set(written), set(manifest.tensors)
     found.problems += [f"`{name}` is missing from `{folder}`" for name in sorted(recorded - names)]
     found.problems += [f"`{name}` in `{folder}` is not in the manifest" for name in sorted(names - recorded)]
     digested = [name for name, record in manifest.tensors.items() if record.digest and name in names]
@@ -147,10 +155,21 @@ def _check_tensors(folder: Path, manifest: Manifest, found: Verification, notify
         for name in digested:
             digest = str(manifest.tensors[name].digest)
             hasher = new_hasher(_algorithm(digest))
-            _add_tensor(checkpoint, name, scratch, hasher, background)
+            checkpoint, stored = written[name]
+            _add_tensor(checkpoint, stored, scratch, hasher, background)
             if f"{_algorithm(digest)}:{hasher.hexdigest()}" != digest:
                 found.problems.append(f"`{name}` in `{folder}` changed")
     found.checked.append(f"{len(digested)} tensors against the digests they were written with")
+
+
+def _open_written(folder: Path, manifest: Manifest) -> dict[str, tuple[Checkpoint, str]]:
+    """Key in the manifest -> the checkpoint and the name under which the tensor is stored there."""
+    if manifest.tensor_parallel == 1:
+        checkpoint = open_checkpoint(folder)
+        return {name: (checkpoint, name) for name in checkpoint.tensors}
+    files = rank_files(folder)
+    ranks = {rank: open_rank_file(path) for rank, path in files.items()}
+    return {share_key(name, rank): (one, name) for rank, one in ranks.items() for name in one.tensors}
 
 
 def _add_tensor(checkpoint: Checkpoint, name: str, scratch: Scratch, hasher: Hasher, background: Background) -> None:
@@ -186,6 +205,7 @@ def _check_source(
         dst=manifest.dst,
         dtype=manifest.dtype,
         head=manifest.head,
+        tensor_parallel=manifest.tensor_parallel,
         read_torch=read_torch,
         prove=(),
     )
@@ -195,7 +215,7 @@ def _check_source(
         found.problems.append(f"source: {error.message}")
         return
     found.problems += [f"source: {problem.message}" for problem in plan.problems]
-    items = {item.target: item for item in plan.items}
+    items = {item.key: item for item in plan.items}
     digested = [name for name, record in manifest.tensors.items() if record.digest and name in items]
     different = sorted(set(items) ^ set(manifest.tensors))
     found.problems += [f"`{name}` is on one side only: in the source or in the manifest" for name in different]

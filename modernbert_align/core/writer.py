@@ -67,7 +67,7 @@ def write_outputs(
     """Write every file of a plan into the partial folder, what the journal says is done excepted.
 
     Returns:
-        Target name -> record, in model order.
+        Item's key -> record, in model order.
 
     Raises:
         CheckpointError: A value does not fit the target format, or the source cannot be read.
@@ -81,13 +81,13 @@ def write_outputs(
             recorded = _recorded(output, partial.done.get(output.name, []))
             with _OpenFile(partial.path / output.name, output, len(recorded)) as file:
                 for item, record in zip(output.items, recorded[: file.complete], strict=False):
-                    records[item.target] = record
+                    records[item.key] = record
                     done += item.size_bytes
                 pending: list[dict[str, Any]] = []
                 unsynced = 0
                 for item in output.items[file.complete :]:
                     record = _write_item(plan, item, output.name, file, scratch, background, algorithm, allow_overflow)
-                    records[item.target] = record
+                    records[item.key] = record
                     document = record.model_dump(mode="json")
                     pending.append({"file": output.name, "tensor": item.target, "record": document})
                     done += item.size_bytes
@@ -100,7 +100,7 @@ def write_outputs(
                         progress(done, total)
                 file.sync()
                 partial.record(pending)
-    return {item.target: records[item.target] for item in plan.items}
+    return {item.key: records[item.key] for item in plan.items}
 
 
 def _recorded(output: OutputFile, entries: Sequence[Mapping[str, Any]]) -> list[TensorRecord]:
@@ -128,7 +128,8 @@ def _write_item(
     allow_overflow: bool,
 ) -> TensorRecord:
     casting = item.source_dtype != item.target_dtype
-    if algorithm == "none" and item.op.name == "id" and not casting and not plan.checkpoint.pickled:
+    as_it_is = item.op.name == "id" and not casting and item.share is None and plan.checkpoint.contiguous
+    if algorithm == "none" and as_it_is:
         file.copy(plan, item)
         return TensorRecord(file=name, digest=None, cast=None)
     loss = CastLoss()
@@ -237,7 +238,7 @@ def _read_file_back(
 ) -> str:
     path = folder / output.name
     hint = "check the disk and try again"
-    algorithm: Algorithm = str(records[output.items[0].target].digest).partition(":")[0]  # type: ignore[assignment]
+    algorithm: Algorithm = str(records[output.items[0].key].digest).partition(":")[0]  # type: ignore[assignment]
     whole = new_hasher(algorithm)
     ring = [np.empty(PIECE_BYTES, dtype=np.uint8) for _ in range(RING)]
     turn = 0
@@ -257,7 +258,7 @@ def _read_file_back(
                 part.update(piece.data)
                 turn = (turn + 1) % RING
                 left -= count
-            if left or records[item.target].digest != f"{algorithm}:{part.hexdigest()}":
+            if left or records[item.key].digest != f"{algorithm}:{part.hexdigest()}":
                 raise ProofError(f"`{item.target}` in `{path}` does not read back as it was written", hint=hint)
         if file.read(1):
             raise ProofError(f"`{path}` is longer than what was written", hint=hint)

@@ -136,10 +136,10 @@ print(code, int(peak) // 1024, ",".join(heavy) or "none", file=sys.stderr)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["base", "large"])
-@pytest.mark.parametrize("digest", ["none", "sha256"])
-def test_published_sizes_convert_within_110_mib_and_without_a_framework(tmp_path, fixture_folder, model, digest):
+@pytest.mark.parametrize("options", [("--digest", "none"), ("--digest", "sha256"), ("--tensor-parallel", "4")])
+def test_published_sizes_convert_within_110_mib_and_without_a_framework(tmp_path, fixture_folder, model, options):
     fixture_folder(model)  # written before, by a process of its own
-    arguments = ["convert", "--src", "hf", "--dst", "paddle", "--model", model, "--digest", digest]
+    arguments = ["convert", "--src", "hf", "--dst", "paddle", "--model", model, *options]
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, *arguments, "--out", str(tmp_path / "p")],
         capture_output=True,
