@@ -378,6 +378,23 @@ def diff(
             autocompletion=one_of("eager", "blockwise"),
         ),
     ] = "eager",
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            help="Divide the Paddle model's weights among that many local processes.",
+            metavar="RANKS",
+            rich_help_panel=COMPARED,
+        ),
+    ] = 1,
+    rank_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Give up on a rank that takes longer for one answer. Default: 600.",
+            metavar="SECONDS",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -422,6 +439,8 @@ def diff(
             phase=phase,
             steps=steps,
             attention=attention,
+            tensor_parallel=tensor_parallel,
+            rank_timeout=rank_timeout,
             as_json=as_json,
             overrides=ctx.obj.overrides,
             typed=_typed(ctx),

@@ -68,3 +68,9 @@ class MissingPackageError(AlignError):
     """A package or kernel this command needs is not there."""
 
     exit_code = EXIT_ENVIRONMENT
+
+
+class RankError(AlignError):
+    """A process of a tensor-parallel candidate died, hung or returned nothing, so that nothing could be judged."""
+
+    exit_code = EXIT_NOT_COMPARED

@@ -19,13 +19,20 @@ from modernbert_align.errors import CheckpointError
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def load(folder: Path, architecture: str, dtype: str, attention: str = "eager") -> Any:
+def load(
+    folder: Path,
+    architecture: str,
+    dtype: str,
+    attention: str = "eager",
+    tensor_parallel: tuple[int, int] = (1, 0),
+) -> Any:
     """Load a converted checkpoint, in evaluation mode, the way users do: with `from_pretrained`.
 
     Args:
         architecture: A class of `modernbert_align.models.modernbert`.
         dtype: fp32 or bf16.
         attention: How attention is computed; eager carries the alignment contract.
+        tensor_parallel: Degree, and this process's rank.
 
     Raises:
         CheckpointError: A weight of the architecture is not in the checkpoint; it is never left at random.
@@ -36,7 +43,11 @@ def load(folder: Path, architecture: str, dtype: str, attention: str = "eager") 
     stored = set(open_checkpoint(folder).tensors)
     with quiet():
         model = getattr(modernbert, architecture).from_pretrained(
-            str(folder), dtype=_DTYPES[dtype], attn_implementation=attention
+            str(folder),
+            dtype=_DTYPES[dtype],
+            attn_implementation=attention,
+            tensor_parallel_degree=tensor_parallel[0],
+            tensor_parallel_rank=tensor_parallel[1],
         )
     tied = {"decoder.weight"} if model.config.tie_word_embeddings else set()
     prefix = f"{model.base_model_prefix}."

@@ -142,6 +142,93 @@ def output(tensor: paddle.Tensor) -> Output:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """The candidate as the engines of the training phases see it, in this process.
+
+    Attributes:
+        model: The Paddle model, in evaluation mode: dropout is off.
+    """
+
+    model: Any
+    batch: Inputs
+
+    def gradients(
+        self,
+        taps: Sequence[Probe],
+        probes: Sequence[Probe],
+        projections: Mapping[str, Any] | None,
+        given: Given | None = None,
+    ) -> Recording:
+        """See `run`."""
+        return run(self.model, self.batch, taps, probes, projections, given)
+
+    def train(
+        self,
+        probes: Sequence[Probe],
+        entries: Sequence[Entry],
+        projections: Mapping[str, Any] | None,
+        gradients: Sequence[Mapping[str, Any]] | None,
+        settings: Optimizer,
+        steps: int,
+    ) -> tuple[Tensors, str]:
+        """See `train`, but for the gradients: torch tensors, by Hugging Face name and in its layout."""
+        by_name = {entry.hf: entry for entry in entries if entry.op.stored}
+        given = None
+        if gradients is not None:
+            given = [
+                {by_name[name].paddle: turned(by_name[name], backend.from_torch(value)) for name, value in step.items()}
+                for step in gradients
+            ]
+        return train(self.model, self.batch, probes, entries, projections, given, settings, steps)
+
+
+def train(
+    model: Any,
+    batch: Inputs,
+    probes: Sequence[Probe],
+    entries: Sequence[Entry],
+    projections: Mapping[str, Any] | None,
+    gradients: Sequence[Mapping[str, paddle.Tensor]] | None,
+    settings: Optimizer,
+    steps: int,
+) -> tuple[Tensors, str]:
+    """Take AdamW steps, then give the model its weights back.
+
+    Args:
+        projections: See `run`.
+        gradients: Of every step, by Paddle name, to take instead of the model's own.
+
+    Returns:
+        Every weight by name, its moments (see `Masters.state`) and the loss before every step as `loss.1`, ...; and
+        what went wrong, in one line.
+    """
+    weights = parameters(model)
+    before = {name: parameter.clone() for name, parameter in weights.items()}
+    found: Tensors = {}
+    try:
+        masters = Masters(weights, entries, settings)
+        for n in range(steps):
+            if gradients is None:
+                recording = run(model, batch, (), probes, projections)
+                found[f"loss.{n + 1}"], taken = recording.loss, recording.weights
+            else:
+                found[f"loss.{n + 1}"], taken = loss(model, batch, probes, projections), dict(gradients[n])
+            masters.step(taken)
+            masters.copy_to(weights)
+        found |= masters.state()
+    except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
+        return found, one_line(raised)
+    finally:
+        restore(weights, before)
+    return found, ""
+
+
+def one_line(raised: Exception) -> str:
+    """What an exception says."""
+    return f"{type(raised).__name__}: {' '.join(str(raised).split())[:400]}"
+
+
 class Masters:
     """Weights in float32 and their AdamW.
 

@@ -1,6 +1,7 @@
 """`diff`: run both models, judge, report."""
 
 import hashlib
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 
 from modernbert_align import __version__
 from modernbert_align.backends import runtime
+from modernbert_align.backends.ranks import DEFAULT_TIMEOUT_S
 from modernbert_align.backends.sources import ModelSource, resolve_model
 from modernbert_align.commands import console
 from modernbert_align.core.checkpoint import open_checkpoint
@@ -24,8 +26,9 @@ from modernbert_align.core.manifest import read_manifest
 from modernbert_align.core.model_config import ModelConfig, parse_config, read_config_file
 from modernbert_align.core.plan import make_plan
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import ATTENTIONS, ENGINES, PHASES, Dtype, Phase, Record, WeightCheck
+from modernbert_align.core.rows import ATTENTIONS, ENGINES, MODES, PHASES, Dtype, Phase, RankCheck, Record, WeightCheck
 from modernbert_align.core.table import Entry, Table, load_table
+from modernbert_align.core.tensor_parallel import MOST_RANKS, check_degree, rank_expectation
 from modernbert_align.core.text import command_line, name_text
 from modernbert_align.core.tolerance import Override, Tolerance, load_tolerances
 from modernbert_align.core.training import DEFAULT_STEPS, FEWEST_STEPS, MOST_STEPS, Run, phase_losses, phase_probes
@@ -60,6 +63,8 @@ def run(
     phase: str,
     steps: int | None,
     attention: str,
+    tensor_parallel: int,
+    rank_timeout: float | None,
     as_json: bool,
     overrides: Sequence[Override] = (),
     typed: Collection[str] = (),
@@ -84,6 +89,12 @@ def run(
         raise UsageError(f"{attention} attention is compared in the forward phase, not {phase}", hint="leave one out")
     if attention != "eager" and engine == "padiff":
         raise UsageError(f"the engine padiff cannot look into {attention} attention", hint="choose --engine stream")
+    if tensor_parallel > 1 and engine == "padiff":
+        raise UsageError("the engine padiff cannot look into several processes", hint="choose --engine stream")
+    if rank_timeout is not None and tensor_parallel == 1:
+        raise UsageError("--rank-timeout is for --tensor-parallel 2 and more", hint="leave it out")
+    if rank_timeout is not None and not 0 < rank_timeout < math.inf:
+        raise UsageError(f"--rank-timeout is {rank_timeout:g}", hint="give a number of seconds above 0")
     if steps is not None and phase != "step":
         raise UsageError(f"--steps is for --phase step, not {phase}", hint="leave it out")
     if steps is not None and not FEWEST_STEPS <= steps <= MOST_STEPS:
@@ -91,15 +102,15 @@ def run(
     if policy is not None and policy not in POLICIES:
         raise UsageError(f"unknown policy `{policy}`", hint=f"one of {', '.join(POLICIES)}")
     names = parse_formats(formats)
-    how = Run()
-    if phase == "backward":
-        how = Run(phase="backward")
-    elif phase == "step":
-        how = Run(phase="step", steps=steps or DEFAULT_STEPS)
-    elif attention != "eager":
-        how = Run(forward_engine="stream", attention=attention)
-    elif engine is not None:
-        how = Run(forward_engine=engine)
+    if not 1 <= tensor_parallel <= MOST_RANKS:
+        raise UsageError(f"--tensor-parallel is {tensor_parallel}", hint=f"give 1 to {MOST_RANKS}")
+    how = Run(
+        phase=phase,
+        forward_engine=engine or ("stream" if attention != "eager" or tensor_parallel > 1 else "padiff"),
+        steps=(steps or DEFAULT_STEPS) if phase == "step" else None,
+        attention=attention,
+        tensor_parallel=tensor_parallel,
+    )
     table = load_table()
     if reference is not None or (candidate is not None and kind_of(candidate) == "file"):
         from modernbert_align.commands import trace_diff
@@ -110,6 +121,7 @@ def run(
             "engine": engine,
             "phase": None if phase == "forward" else phase,
             "attention": None if attention == "eager" else attention,
+            "tensor-parallel": None if tensor_parallel == 1 else str(tensor_parallel),
         }
         given = {f"--{name}": value if name in typed else None for name, value in chosen.items()}
         paths = trace_diff.check_arguments(reference, candidate, given)
@@ -119,12 +131,16 @@ def run(
             table.check_head(head)
         source = resolve_model(model or "base", table, console.notify, head)
         with ExitStack() as stack:
-            report = _compare(source, candidate, head, RUNS[dtype or "fp32"], policy, table, how, overrides, stack)
+            timeout_s = rank_timeout or DEFAULT_TIMEOUT_S
+            dtypes = RUNS[dtype or "fp32"]
+            report = _compare(source, candidate, head, dtypes, policy, table, how, timeout_s, overrides, stack)
     stem = f"diff-{report.model.name}-{report.model.head}-{report.dtype}"
     if phase != "forward":
         stem += f"-{phase}"
     if attention != "eager":
         stem += f"-{attention}"
+    if tensor_parallel > 1:
+        stem += f"-tp{tensor_parallel}"
     written = write_formats(report, names, report_dir, stem)
     if as_json:
         console.print_json(report.model_dump(mode="json"))
@@ -146,6 +162,7 @@ def _compare(
     policy: str | None,
     table: Table,
     how: Run,
+    rank_timeout_s: float,
     overrides: Sequence[Override],
     stack: ExitStack,
 ) -> Report:
@@ -163,6 +180,8 @@ def _compare(
             f"the reference's loss of {chosen} counts padding, which {how.attention} attention does not compute",
             hint="choose --attention eager, or another head: the encoder is the same",
         )
+    entries = table.expand(config, chosen)
+    check_degree(config, entries, how.tensor_parallel)
     folder, differences = _candidate(source, candidate, config, chosen, table, stack)
     runtime.pin()
     console.notify("importing torch, transformers, paddle and padiff")
@@ -171,27 +190,36 @@ def _compare(
     except ImportError as error:
         raise MissingPackageError(f"a package is missing: {error}", hint="run `modernbert-align doctor`") from None
     probes = load_probes(config, chosen, table.prefix(chosen))
-    entries = table.expand(config, chosen)
+    rows, losses = phase_probes(how, probes, entries, table.prefix(chosen)), phase_losses(how.phase, batch)
     tolerances = load_tolerances(dtypes)
     fixture = contract_fixture(source.fixture.name if source.fixture else None)
     used_policy = policy or default_policy(fixture)
 
-    def judged(records: Sequence[Record], weights: Sequence[WeightCheck], of: tuple[Dtype, ...]) -> Judgement:
+    def judged(
+        records: Sequence[Record],
+        weights: Sequence[WeightCheck],
+        of: tuple[Dtype, ...],
+        ranks: Sequence[RankCheck] = (),
+    ) -> Judgement:
         return judge(
             records,
             weights,
             Expectation(
-                probes=phase_probes(how, probes, entries, table.prefix(chosen)),
+                probes=rows,
                 dtypes=of,
                 weights=len(entries),
                 fixture=fixture,
                 needs={"padding": batch.padded, "the sliding window": batch.window_bites},
                 phase=how.phase,
-                losses=phase_losses(how.phase, batch),
+                losses=losses,
+                ranks=rank_expectation(
+                    how.tensor_parallel, config, chosen, entries, len(rows) * len(losses) * len(MODES)
+                ),
             ),
             tolerances,
             used_policy,  # type: ignore[arg-type]
             overrides,
+            ranks,
         )
 
     result = alignment.run_alignment(
@@ -208,8 +236,9 @@ def _compare(
         dtypes,
         console.notify,
         lambda records, check: judged(records, [check], (check.dtype,)),
+        rank_timeout_s,
     )
-    judgement = judged(result.records, result.weights, dtypes)
+    judgement = judged(result.records, result.weights, dtypes, result.ranks)
     described = runtime.describe()
     return Report(
         tool_version=__version__,
@@ -221,6 +250,7 @@ def _compare(
         phase=how.phase,
         steps=how.steps,
         attention=how.attention,
+        tensor_parallel=how.tensor_parallel,
         execution={
             d: Execution(reference="native", candidate=result.execution[d])  # type: ignore[arg-type]
             for d in dtypes
@@ -232,6 +262,7 @@ def _compare(
         overrides=judgement.overrides,
         coverage=judgement.coverage,
         weights=result.weights,
+        ranks=result.ranks,
         rows=judgement.rows,
         first_failing=judgement.first_failing,
         cause=result.cause,

@@ -13,8 +13,9 @@ from modernbert_align.commands import console
 from modernbert_align.core.fixtures import InputSpec, contract_fixture, fixture_names, load_fixture, make_inputs
 from modernbert_align.core.model_config import ModelConfig, parse_config
 from modernbert_align.core.probes import load_probes
-from modernbert_align.core.rows import ATTENTIONS, PHASES, EngineName
+from modernbert_align.core.rows import ATTENTIONS, MODES, PHASES
 from modernbert_align.core.table import load_table
+from modernbert_align.core.tensor_parallel import rank_expectation
 from modernbert_align.core.tolerance import Override, load_tolerances
 from modernbert_align.core.training import Run, phase_losses, phase_probes
 from modernbert_align.core.verdict import (
@@ -44,13 +45,14 @@ from modernbert_align.report.terminal import override_line
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One `--require`: a model, optionally head, phase and attention, and the dtypes that must have been compared."""
+    """One `--require`: a model, optionally head, phase, attention and ranks, and the dtypes that must be compared."""
 
     text: str
     model: str
     head: str | None
     phase: str
     attention: str
+    tensor_parallel: int
     dtypes: tuple[str, ...]
 
 
@@ -61,21 +63,24 @@ def parse_requirement(text: str) -> Requirement:
         UsageError: It is not of that form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    values: dict[str, list[str]] = {"model": [], "head": [], "phase": [], "attention": [], "dtype": []}
+    keys = ("model", "head", "phase", "attention", "tensor_parallel", "dtype")
+    values: dict[str, list[str]] = {key: [] for key in keys}
     for key, sign, value in pairs:
         if key not in values or not sign or not value:
             raise UsageError(
                 f"--require `{text}`: `{key}{sign}{value}` is not understood",
-                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME, phase=NAME or attention=NAME",
+                hint="write model=NAME,dtype=fp32,dtype=bf16 and, if needed, head=NAME, phase=NAME, attention=NAME "
+                "or tensor_parallel=RANKS",
             )
         values[key].append(value)
     known = {"dtype": tuple(RUNS), "phase": PHASES, "attention": ATTENTIONS}
     unknown = any(set(values[key]) - set(names) for key, names in known.items())
-    several = any(len(values[key]) > 1 for key in ("head", "phase", "attention"))
+    several = any(len(values[key]) > 1 for key in ("head", "phase", "attention", "tensor_parallel"))
+    unknown |= not all(value.isascii() and value.isdigit() and int(value) for value in values["tensor_parallel"])
     if len(values["model"]) != 1 or several or not values["dtype"] or unknown:
         raise UsageError(
-            f"--require `{text}` needs one model, at most one head, one phase (of {', '.join(PHASES)}) and one "
-            f"attention (of {', '.join(ATTENTIONS)}), and dtypes out of {', '.join(RUNS)}",
+            f"--require `{text}` needs one model, at most one head, one phase (of {', '.join(PHASES)}), one "
+            f"attention (of {', '.join(ATTENTIONS)}) and one tensor_parallel, and dtypes out of {', '.join(RUNS)}",
             hint="for example --require model=base,dtype=fp32,dtype=bf16",
         )
     return Requirement(
@@ -84,6 +89,7 @@ def parse_requirement(text: str) -> Requirement:
         head=values["head"][0] if values["head"] else None,
         phase=values["phase"][0] if values["phase"] else "forward",
         attention=values["attention"][0] if values["attention"] else "eager",
+        tensor_parallel=int(values["tensor_parallel"][0]) if values["tensor_parallel"] else 1,
         dtypes=tuple(values["dtype"]),
     )
 
@@ -149,6 +155,7 @@ def run(
                         "phase": report.phase,
                         "steps": report.steps,
                         "attention": report.attention,
+                        "tensor_parallel": report.tensor_parallel,
                         "verdict": judgement.verdict,
                         "exit_code": judgement.exit_code,
                         "overrides": [override.model_dump(mode="json") for override in judgement.overrides],
@@ -289,28 +296,39 @@ def rejudge(report: Report, path: Path, policy: Policy | None, overrides: Sequen
     if batch.sha256 != report.inputs.sha256:
         raise ReportError(f"the inputs of `{path}` are not those its seed and lengths give", hint="run `diff` again")
     try:
-        engine: EngineName = "stream" if report.engine.name == "stream" else "padiff"
-        run = Run(phase=report.phase, steps=report.steps, forward_engine=engine, attention=report.attention)
+        run = Run(
+            phase=report.phase,
+            steps=report.steps,
+            forward_engine="stream" if report.engine.name == "stream" else "padiff",
+            attention=report.attention,
+            tensor_parallel=report.tensor_parallel,
+        )
     except ValueError as mixture:
         raise ReportError(f"`{path}` says {mixture}", hint="run `diff` again") from None
     prefix, entries = table.prefix(report.model.head), table.expand(config, report.model.head)
+    rows = phase_probes(run, load_probes(config, report.model.head, prefix), entries, prefix)
+    losses = phase_losses(report.phase, batch)
     dtypes = RUNS[report.dtype]
     fixture = contract_fixture(report.model.fixture)
     return judge(
         report.rows,
         report.weights,
         Expectation(
-            probes=phase_probes(run, load_probes(config, report.model.head, prefix), entries, prefix),
+            probes=rows,
             dtypes=dtypes,
             weights=len(entries),
             fixture=fixture,
             needs={"padding": batch.padded, "the sliding window": batch.window_bites},
             phase=report.phase,
-            losses=phase_losses(report.phase, batch),
+            losses=losses,
+            ranks=rank_expectation(
+                run.tensor_parallel, config, report.model.head, entries, len(rows) * len(losses) * len(MODES)
+            ),
         ),
         load_tolerances(dtypes),
         policy or default_policy(fixture),
         overrides,
+        report.ranks,
     )
 
 
@@ -346,5 +364,6 @@ def _meets(report: Report, requirement: Requirement, dtype: str) -> bool:
         and requirement.head in (None, report.model.head)
         and requirement.phase == report.phase
         and requirement.attention == report.attention
+        and requirement.tensor_parallel == report.tensor_parallel
         and dtype in RUNS[report.dtype]
     )

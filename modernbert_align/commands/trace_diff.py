@@ -106,6 +106,8 @@ def compare(
         phase="forward",
         steps=None,
         attention="eager",
+        tensor_parallel=1,
+        ranks=(),
         execution={name: Execution(reference="native", candidate=ours.execution[name]) for name in pair.dtypes},
         model=_model_info(pair),
         conversion=None,

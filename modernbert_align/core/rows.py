@@ -144,3 +144,27 @@ class WeightCheck(BaseModel):
     expected: int
     compared: int
     differences: tuple[WeightDifference, ...]
+
+
+RankFact = Literal["weights", "values", "randomness"]
+
+
+class RankCheck(BaseModel):
+    """Whether tensor-parallel ranks agree where they must, and differ where they must.
+
+    Attributes:
+        dtype: Which run.
+        what: `weights` and `values` (what is compared): divided ones have a share from every rank, the others are equal
+            bit for bit on all; `randomness`: dropout of what is divided differs between ranks, of what is common it is
+            the same.
+        expected: How many there are to look at.
+        compared: How many every rank had.
+        wrong: Names of those that are not as they must be.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dtype: Dtype
+    what: RankFact
+    expected: int
+    compared: int
+    wrong: tuple[str, ...]

@@ -14,7 +14,8 @@ import numpy as np
 
 from modernbert_align.core.model_config import ModelConfig
 from modernbert_align.core.ops import Bits, Op
-from modernbert_align.core.table import Entry
+from modernbert_align.core.rows import RankFact
+from modernbert_align.core.table import Entry, load_table
 from modernbert_align.errors import UsageError
 
 MOST_RANKS = 64
@@ -123,3 +124,27 @@ def check_degree(config: ModelConfig | Any, entries: Sequence[Entry], degree: in
                 f"`{entry.paddle}` {list(entry.paddle_shape)} cannot be divided among {degree} ranks",
                 hint=f"its row `{entry.row.hf}` says tp `{entry.row.tp}`",
             )
+
+
+def dropout_sites(config: ModelConfig, head: str) -> dict[str, bool]:
+    """Every place where a model drops values in training -> whether what is dropped there is divided among ranks."""
+    prefix = load_table().prefix(head)
+    sites = {f"{prefix}embeddings.drop": False}
+    for i in range(config.num_hidden_layers):
+        layer = f"{prefix}layers.{i}"
+        sites |= {f"{layer}.attn": True, f"{layer}.attn.out_drop": False, f"{layer}.mlp.drop": True}
+    return sites | ({} if head in ("base", "masked_lm") else {"drop": False})
+
+
+def rank_expectation(
+    degree: int, config: ModelConfig, head: str, entries: Sequence[Entry], rows: int
+) -> dict[RankFact, int]:
+    """What ranks must show for every dtype: what (see `core.rows.RankCheck`) -> how many; nothing if there is one.
+
+    Args:
+        rows: How many rows a dtype has.
+    """
+    if degree == 1:
+        return {}
+    weights = len({entry.paddle for entry in entries})
+    return {"weights": weights, "values": rows, "randomness": len(dropout_sites(config, head))}

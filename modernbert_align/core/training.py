@@ -31,16 +31,19 @@ class Run:
         forward_engine: What drives the forward phase: `padiff`, a pass at a time, or `stream`, all passes at once.
         steps: How many optimizer steps the step phase takes; None in the others.
         attention: Of the candidate. Blockwise attention is compared in the forward phase, by `stream`.
+        tensor_parallel: Among how many ranks the candidate's weights are divided. The forward phase is driven by
+            `stream` then.
 
     Raises:
         ValueError: Steps without the step phase or the other way round, or too few or too many; blockwise attention
-            in another phase or with another engine.
+            in another phase or with another engine; ranks with another engine.
     """
 
     phase: Phase = "forward"
     forward_engine: EngineName = "padiff"
     steps: int | None = None
     attention: Attention = "eager"
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         taken = self.steps is not None and FEWEST_STEPS <= self.steps <= MOST_STEPS
@@ -48,6 +51,8 @@ class Run:
             raise ValueError(f"phase {self.phase} and {self.steps} steps")
         if self.attention == "blockwise" and self.engine != "stream":
             raise ValueError(f"blockwise attention and engine {self.engine}")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.engine == "padiff"):
+            raise ValueError(f"{self.tensor_parallel} ranks and engine {self.engine}")
 
     @property
     def engine(self) -> EngineName:

@@ -11,13 +11,25 @@ Judging needs records and installed tolerances only, so a saved report can be ju
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, Phase, Record, Row, Status, WeightCheck
+from modernbert_align.core.rows import (
+    MODES,
+    Dtype,
+    Loss,
+    Mode,
+    Phase,
+    RankCheck,
+    RankFact,
+    Record,
+    Row,
+    Status,
+    WeightCheck,
+)
 from modernbert_align.core.tolerance import AppliedOverride, Override, Overrides, Tolerance
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_MISALIGNED, EXIT_NOT_COMPARED, ReportError
@@ -76,6 +88,8 @@ class Expectation:
         phase: What was run; each has probes of its own.
         losses: What must have been differentiated; (None,) in the forward phase.
         needs: What the inputs must have exercised: feature -> whether they did.
+        ranks: What the ranks of a divided candidate must have shown for every dtype: what -> how many; empty if it is
+            not divided.
     """
 
     probes: Sequence[Probe]
@@ -85,6 +99,7 @@ class Expectation:
     needs: Mapping[str, bool]
     phase: Phase = "forward"
     losses: tuple[Loss | None, ...] = (None,)
+    ranks: Mapping[RankFact, int] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[Probe, Key]]:
         """Every row there must be, in order."""
@@ -123,6 +138,7 @@ def judge(
     tolerances: Mapping[Dtype, Tolerance],
     policy: Policy,
     overrides: Sequence[Override] = (),
+    ranks: Sequence[RankCheck] = (),
 ) -> Judgement:
     """Judge a comparison.
 
@@ -130,6 +146,7 @@ def judge(
         records: What an engine saw; judged fields of rows are ignored and made anew.
         weights: One check per dtype.
         overrides: Limits in place of the tolerances'. Nothing else can be overridden: not hygiene, not coverage.
+        ranks: What the ranks of a divided candidate showed.
 
     Raises:
         ReportError: Two records claim to be the same probe, dtype and mode.
@@ -153,14 +170,14 @@ def judge(
         if key not in expected
     ]
     rows = _explain_only_with_clean_parts(_nothing_against_nothing(rows))
-    coverage = _coverage(rows, weights, expectation)
-    verdict = _verdict(rows, weights, coverage)
+    coverage = _coverage(rows, weights, ranks, expectation)
+    verdict = _verdict(rows, weights, ranks, coverage)
     return Judgement(
         rows=tuple(rows),
         verdict=verdict,
         exit_code=exit_code(verdict, policy),
         coverage=coverage,
-        first_failing=_first_failing(rows, weights, expectation, coverage),
+        first_failing=_first_failing(rows, weights, ranks, expectation, coverage),
         overrides=own.applied,
     )
 
@@ -319,7 +336,9 @@ def _explain_only_with_clean_parts(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation) -> Coverage:
+def _coverage(
+    rows: Sequence[Row], weights: Sequence[WeightCheck], ranks: Sequence[RankCheck], expectation: Expectation
+) -> Coverage:
     expected = sum(1 for _ in expectation.rows())
     missing = [f"{place(row)}: {row.reason}" for row in rows if row.status == "missing"]
     missing += [f"the inputs do not exercise: {feature}" for feature, done in expectation.needs.items() if not done]
@@ -332,6 +351,14 @@ def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: 
         compared += check.compared if check is not None else 0
         if check is None or check.compared < expectation.weights or check.expected != expectation.weights:
             missing.append(f"weights ({dtype}): {check.compared if check else 0} of {expectation.weights} compared")
+    checks = {(check.dtype, check.what): check for check in ranks}
+    if len(checks) != len(ranks):
+        raise ReportError("two rank checks claim the same dtype")
+    for dtype in expectation.dtypes:
+        for what, count in expectation.ranks.items():
+            shown = checks.get((dtype, what))
+            if shown is None or shown.compared < count or shown.expected != count:
+                missing.append(f"{what} of all ranks ({dtype}): {shown.compared if shown else 0} of {count} compared")
     return Coverage(
         expected=expected,
         compared=sum(row.status not in ("missing", "extra") for row in rows),
@@ -341,9 +368,13 @@ def _coverage(rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: 
     )
 
 
-def _verdict(rows: Sequence[Row], weights: Sequence[WeightCheck], coverage: Coverage) -> Verdict:
+def _verdict(
+    rows: Sequence[Row], weights: Sequence[WeightCheck], ranks: Sequence[RankCheck], coverage: Coverage
+) -> Verdict:
     statuses = {row.status for row in rows}
     if statuses - {"pass", "explained", "missing"} or any(check.differences for check in weights):
+        return "FAIL"
+    if any(check.wrong for check in ranks):
         return "FAIL"
     if coverage.missing or not rows or coverage.compared != coverage.expected:
         return "NOT_COMPARED"
@@ -351,7 +382,11 @@ def _verdict(rows: Sequence[Row], weights: Sequence[WeightCheck], coverage: Cove
 
 
 def _first_failing(
-    rows: Sequence[Row], weights: Sequence[WeightCheck], expectation: Expectation, coverage: Coverage
+    rows: Sequence[Row],
+    weights: Sequence[WeightCheck],
+    ranks: Sequence[RankCheck],
+    expectation: Expectation,
+    coverage: Coverage,
 ) -> Failing | None:
     """Where the error enters: the earliest probe wrong by itself; failing that, the earliest wrong end to end."""
     order = {probe.name: n for n, probe in enumerate(expectation.probes)}
@@ -365,6 +400,11 @@ def _first_failing(
         )
         for check in weights
         for d in check.differences
+    ]
+    differing += [
+        Failing(probe=name, dtype=check.dtype, mode=None, status="ranks", detail=rank_words(check.what, name))
+        for check in ranks
+        for name in check.wrong
     ]
     own = [_failing(row) for row in failed if row.mode == "isolated"] + differing
     for groups in (
@@ -380,6 +420,13 @@ def _first_failing(
     if coverage.missing:
         return Failing(probe="", dtype=expectation.dtypes[0], mode=None, status="missing", detail=coverage.missing[0])
     return None
+
+
+def rank_words(what: RankFact, name: str) -> str:
+    """What is wrong with something that ranks showed, in one sentence without a period."""
+    if what == "randomness":
+        return f"`{name}` drops the same values on ranks that have different ones, or different values of the same"
+    return f"`{name}` is not the same on all ranks"
 
 
 def _failing(row: Row) -> Failing:

@@ -24,7 +24,7 @@ from modernbert_align.core.rows import WeightCheck
 from modernbert_align.core.table import Entry
 from modernbert_align.core.training import EMBEDDED, backward_probes, projections, taps
 from modernbert_align.core.verdict import Judgement
-from modernbert_align.engines.backward_engine import candidate_values, one_line, reference_values
+from modernbert_align.engines.backward_engine import candidate_values, reference_values
 from modernbert_align.engines.cause import explained_by_rounding, scope_of
 from modernbert_align.engines.training_cause import Guess, Shown, decide, nothing_to_look_at, rms, rows_of
 
@@ -109,7 +109,7 @@ def examine_backward(
     try:
         ours = candidate_values(paddle_training.run(candidate, batch, tapped, probes, arrays, given), entries)
     except Exception as raised:  # noqa: BLE001 - a wrong model may raise anything
-        return unexplained(f"it could not be run again: {one_line(raised)}")
+        return unexplained(f"it could not be run again: {paddle_training.one_line(raised)}")
     if first.probe not in ours:
         return unexplained("run again, the candidate computes no gradient here")
     probe = next(one for one in backward_probes(probes, entries, prefix) if one.name == first.probe)

@@ -8,7 +8,7 @@ is the error of the few operations since the last one, and a weight's gradient i
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,14 +22,39 @@ from modernbert_align.core.metrics import Floats
 from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Loss, Record
 from modernbert_align.core.table import Entry
-from modernbert_align.core.training import backward_probes, losses, projections, taps
+from modernbert_align.core.training import Optimizer, backward_probes, losses, projections, taps
 from modernbert_align.engines.reference_side import VARIATIONS
+from modernbert_align.errors import AlignError
 
 _CANCELLED = 0.01
 
 
+class Candidate(Protocol):
+    """The Paddle model as training sees it; see `backends.paddle_training.Trainee`."""
+
+    def gradients(
+        self,
+        taps: Sequence[Probe],
+        probes: Sequence[Probe],
+        projections: Mapping[str, Any] | None,
+        given: paddle_training.Given | None = None,
+    ) -> paddle_training.Recording:
+        """One forward and backward pass."""
+
+    def train(
+        self,
+        probes: Sequence[Probe],
+        entries: Sequence[Entry],
+        projections: Mapping[str, Any] | None,
+        gradients: Sequence[Mapping[str, Any]] | None,
+        settings: Optimizer,
+        steps: int,
+    ) -> tuple[dict[str, Any], str]:
+        """Optimizer steps; the model has its weights back afterwards."""
+
+
 def run(
-    candidate: Any,
+    candidate: Candidate,
     reference: torch.nn.Module,
     oracle: Callable[[torch.nn.Module], Oracle],
     batch: Inputs,
@@ -42,7 +67,7 @@ def run(
     """Run both models forward and backward and measure every gradient in both modes.
 
     Args:
-        candidate: The Paddle model, in evaluation mode.
+        candidate: The Paddle model, here or divided among ranks.
         reference: The PyTorch model, in evaluation mode with eager attention.
         oracle: Gives the oracle of a model.
         probes: Those of the forward phase.
@@ -63,7 +88,7 @@ def run(
 
 
 def _compare(
-    candidate: Any,
+    candidate: Candidate,
     theirs: Trainee,
     truth: OracleTrainee,
     batch: Inputs,
@@ -100,12 +125,12 @@ def _compare(
         nulls = {row.name: nulls[row.name] | distances(row, mask, {"oracle": exact}, reference) for row in rows}
         error = ""
         try:
-            recording = paddle_training.run(
-                candidate, batch, tapped, probes, weights, given if mode == "isolated" else None
-            )
+            recording = candidate.gradients(tapped, probes, weights, given if mode == "isolated" else None)
+        except AlignError:
+            raise
         except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
             recording = paddle_training.Recording()
-            error = one_line(raised)
+            error = paddle_training.one_line(raised)
         ours = candidate_values(recording, entries)
         context = Context(mask=mask, dtype=dtype, mode=mode, phase="backward", loss=loss)
         for row in rows:
@@ -123,11 +148,6 @@ def _compare(
             record = compare(row, context, {key: ours[row.name]}, {key: values}, beside)
             found.append(record.model_copy(update={"scale": row.scale}))
     return found
-
-
-def one_line(raised: Exception) -> str:
-    """What an exception says."""
-    return f"{type(raised).__name__}: {' '.join(str(raised).split())[:400]}"
 
 
 def distances(

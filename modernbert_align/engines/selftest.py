@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from modernbert_align.backends import hf
+from modernbert_align.backends import hf, paddle_training
 from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.backends.fixture_writer import draw_model
 from modernbert_align.backends.hypotheses import Ground
@@ -105,7 +105,8 @@ class Subject:
         def oracle(model: torch.nn.Module) -> Oracle:
             return Oracle(self.config, self.head, model)
 
-        models = (self.candidate, self.reference, oracle, own, self._probes, self._entries)
+        ours = paddle_training.Trainee(model=self.candidate, batch=own)
+        models = (ours, self.reference, oracle, own, self._probes, self._entries)
         if run.phase == "backward":
             return backward_engine.run(*models, prefix=self._prefix, dtype=self.dtype)
         return step_engine.run(*models, dtype=self.dtype, steps=run.steps or 0)

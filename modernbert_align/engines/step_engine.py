@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from modernbert_align.backends import hf, paddle_training, torch_training
-from modernbert_align.backends import paddle as paddle_backend
 from modernbert_align.backends.oracle import Oracle
 from modernbert_align.backends.torch_training import OracleTrainee, Projections, Trainee
 from modernbert_align.core.compare import Beside, Context, Output, compare
@@ -23,7 +22,7 @@ from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Loss, Record
 from modernbert_align.core.table import Entry
 from modernbert_align.core.training import MOMENTS, Optimizer, losses, projections, step_probes
-from modernbert_align.engines.backward_engine import distances, one_line
+from modernbert_align.engines.backward_engine import Candidate, distances
 from modernbert_align.engines.reference_side import VARIATIONS
 
 Gradients = list[Mapping[str, torch.Tensor]]
@@ -43,7 +42,7 @@ class _Course:
 
 
 def run(
-    candidate: Any,
+    candidate: Candidate,
     reference: torch.nn.Module,
     oracle: Callable[[torch.nn.Module], Oracle],
     batch: Inputs,
@@ -56,7 +55,7 @@ def run(
     """Train both models and measure where that led, in both modes. Afterwards both have the weights they had.
 
     Args:
-        candidate: The Paddle model, in evaluation mode: dropout is off.
+        candidate: The Paddle model, in evaluation mode (dropout is off), here or divided among ranks.
         reference: The PyTorch model, in evaluation mode with eager attention.
         oracle: Gives the oracle of a model.
         probes: Those of the forward phase.
@@ -87,7 +86,8 @@ def run(
                 nulls[row.name] |= distances(row, mask, {name: values}, theirs.values)
             del varied, values
         errors = _errors(follow(OracleTrainee(oracle, reference, batch, (), probes, entries), projected, given), theirs)
-        ours, error = _train(candidate, batch, probes, entries, arrays, given, settings, steps)
+        found_ours, error = candidate.train(probes, entries, arrays, given, settings, steps)
+        ours = _outputs(found_ours, entries)
         context = Context(mask=mask, dtype=dtype, mode=mode, phase="step", loss=loss)
         for row in rows:
             if row.name not in ours:
@@ -141,44 +141,12 @@ def _follow(
     return _Course(values=masters.state() | values, gradients=kept)
 
 
-def _train(
-    candidate: Any,
-    batch: Inputs,
-    probes: Sequence[Probe],
-    entries: Sequence[Entry],
-    arrays: Mapping[str, Any] | None,
-    given: Gradients | None,
-    settings: Optimizer,
-    steps: int,
-) -> tuple[dict[str, Output], str]:
-    """Train the candidate, then give it its weights back; returns what is compared and what went wrong."""
-    parameters = paddle_training.parameters(candidate)
-    before = {name: parameter.clone() for name, parameter in parameters.items()}
-    by_name = {entry.hf: entry for entry in entries if entry.op.stored}
-    found: dict[str, Output] = {}
-    try:
-        masters = paddle_training.Masters(parameters, entries, settings)
-        for n in range(steps):
-            if given is None:
-                recording = paddle_training.run(candidate, batch, (), probes, arrays)
-                loss, gradients = recording.loss, recording.weights
-            else:
-                loss = paddle_training.loss(candidate, batch, probes, arrays)
-                gradients = {
-                    by_name[name].paddle: paddle_training.turned(by_name[name], paddle_backend.from_torch(value))
-                    for name, value in given[n].items()
-                }
-            found[f"loss.{n + 1}"] = paddle_training.output(loss)
-            masters.step(gradients)
-            masters.copy_to(parameters)
-        state = masters.state()
-        for name, entry in by_name.items():
-            for kind in ("", *(f".{moment}" for moment in MOMENTS)):
-                found[f"{name}{kind}"] = paddle_training.output(
-                    paddle_training.turned(entry, state[f"{entry.paddle}{kind}"])
-                )
-    except Exception as raised:  # noqa: BLE001 - whatever a wrong model raises is a finding about it, not ours
-        return found, one_line(raised)
-    finally:
-        paddle_training.restore(parameters, before)
-    return found, ""
+def _outputs(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Output]:
+    """Where training led, by row: in the reference's names and layout."""
+    outputs = {name: paddle_training.output(value) for name, value in found.items() if name.startswith("loss.")}
+    for entry in entries:
+        for kind in ("", *(f".{moment}" for moment in MOMENTS)) if entry.op.stored else ():
+            value = found.get(f"{entry.paddle}{kind}")
+            if value is not None:
+                outputs[f"{entry.hf}{kind}"] = paddle_training.output(paddle_training.turned(entry, value))
+    return outputs

@@ -64,24 +64,40 @@ def run_beside(
     Returns:
         A record for every probe and mode, whatever happened.
     """
+    with candidate_side(candidate, batch, probes, reference.absent) as ours:
+        return measure(reference, ours, batch, probes, dtype, attention)
+
+
+def measure(
+    reference: Reference,
+    ours: "CandidateSide",
+    batch: Inputs,
+    probes: Sequence[Probe],
+    dtype: Dtype,
+    attention: Attention = "eager",
+) -> tuple[Record, ...]:
+    """Measure every probe in both modes; see `run_beside`.
+
+    Args:
+        ours: Both passes of the candidate.
+    """
     mask = batch.attention_mask.astype(bool)
     contexts = {mode: Context(mask=mask, dtype=dtype, mode=mode, attention=attention) for mode in MODES}
     records: dict[tuple[str, Mode], Record] = {}
-    with candidate_side(candidate, batch, probes, reference.absent) as ours:
-        for expected in reference.steps():
-            probe = expected.probe
-            for mode in MODES:
-                outputs = ours.reach(expected, mode)
-                if outputs is not None:
-                    records[probe.name, mode] = compare(
-                        probe, contexts[mode], outputs, expected.outputs, expected.beside[mode]
-                    )
-        ours.finish()
-        return tuple(
-            _final(probe, contexts[mode], records.get((probe.name, mode)), ours, reference)
-            for mode in MODES
-            for probe in probes
-        )
+    for expected in reference.steps():
+        probe = expected.probe
+        for mode in MODES:
+            outputs = ours.reach(expected, mode)
+            if outputs is not None:
+                records[probe.name, mode] = compare(
+                    probe, contexts[mode], outputs, expected.outputs, expected.beside[mode]
+                )
+    ours.finish()
+    return tuple(
+        _final(probe, contexts[mode], records.get((probe.name, mode)), ours, reference)
+        for mode in MODES
+        for probe in probes
+    )
 
 
 class CandidateSide:

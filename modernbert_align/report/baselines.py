@@ -10,29 +10,32 @@ from modernbert_align.errors import ReportError, UsageError
 from modernbert_align.report.json_report import read_report
 from modernbert_align.report.schema import Report, run_words
 
-KEY_NAMES = ("model", "head", "dtype", "phase", "steps", "attention")
-Key = tuple[str, str, str, Phase, int | None, Attention]  # what a report is looked up by
+KEY_NAMES = ("model", "head", "dtype", "phase", "steps", "attention", "tensor_parallel")
+Key = tuple[str, str, str, Phase, int | None, Attention, int]  # what a report is looked up by
 
 
 def key_of(report: Report) -> Key:
     """What a report is about; a baseline is for reports with the same key."""
-    return report.model.name, report.model.head, report.dtype, report.phase, report.steps, report.attention
+    model = report.model
+    return model.name, model.head, report.dtype, report.phase, report.steps, report.attention, report.tensor_parallel
 
 
 def words(key: Key) -> str:
     """A key for people: `tiny masked_lm bf16 step of 3 steps`."""
-    model, head, dtype, phase, steps, attention = key
-    return f"{model} {head} {dtype} {run_words(phase, steps, attention)}"
+    model, head, dtype, phase, steps, attention, tensor_parallel = key
+    return f"{model} {head} {dtype} {run_words(phase, steps, attention, tensor_parallel)}"
 
 
 def file_name(key: Key) -> str:
     """The name of a baseline's file; different keys have different names."""
-    model, head, dtype, phase, steps, attention = key
+    model, head, dtype, phase, steps, attention, tensor_parallel = key
     stem = f"diff-{quote(model, safe='')}-{quote(head, safe='')}-{dtype}"
     if phase != "forward":
         stem += f"-{phase}"
     if attention != "eager":
         stem += f"-{attention}"
+    if tensor_parallel > 1:
+        stem += f"-tp{tensor_parallel}"
     return f"{stem}-{steps}.json" if steps is not None else f"{stem}.json"
 
 

@@ -135,6 +135,7 @@ class Comparison(_Strict):
     phase: Phase
     steps: int | None
     attention: Attention
+    tensor_parallel: int
     noise: float = Field(gt=0)
     old: Side
     new: Side
@@ -183,11 +184,12 @@ def subject(report: Report) -> dict[str, str | int | None]:
         "phase": report.phase,
         "steps": report.steps,
         "attention": report.attention,
+        "ranks": report.tensor_parallel,
     }
 
 
 def compare_reports(old: Report, new: Report) -> Comparison:
-    """Compare two reports, judged by the same rules, of the same model, head, phase, steps and attention.
+    """Compare two reports, judged by the same rules, of the same model, head, phase, steps, attention and ranks.
 
     Raises:
         UsageError: They are of different comparisons.
@@ -197,7 +199,7 @@ def compare_reports(old: Report, new: Report) -> Comparison:
     if differing:
         raise UsageError(
             f"the reports are not of the same comparison: {', '.join(differing)}",
-            hint="compare reports of the same model, head, phase, steps and attention",
+            hint="compare reports of the same model, head, phase, steps, attention and number of ranks",
         )
     before, after = _rows(old), _rows(new)
     both = [(row, after[key]) for key, row in before.items() if _compared(row) and _compared(after.get(key))]
@@ -218,6 +220,7 @@ def compare_reports(old: Report, new: Report) -> Comparison:
         phase=new.phase,
         steps=new.steps,
         attention=new.attention,
+        tensor_parallel=new.tensor_parallel,
         noise=NOISE,
         old=_side(old),
         new=_side(new),

@@ -83,7 +83,7 @@ def movement(comparison: Comparison) -> str:
 
 def summary(comparison: Comparison) -> str:
     """What changed, of what, and the exit code, in one line."""
-    run = run_words(comparison.phase, comparison.steps, comparison.attention)
+    run = run_words(comparison.phase, comparison.steps, comparison.attention, comparison.tensor_parallel)
     return (
         f"{headline(comparison)}  {comparison.model} {comparison.head} {comparison.new.dtype} {run}, "
         f"exit {comparison.exit_code}"

@@ -108,6 +108,7 @@ def _lines(lines: Sequence[str]) -> str:
 def _suites(report: Report) -> Iterator[_Suite]:
     model = report.model
     of = f"{model.name}.{model.head}.{report.phase}" + ("" if report.attention == "eager" else f".{report.attention}")
+    of += f".tp{report.tensor_parallel}" if report.tensor_parallel > 1 else ""
     yield _Suite(name=f"{of}.verdict", cases=[_verdict_case(report)], properties=tuple(_properties(report)))
     gaps = _gaps_without_a_row(report)
     if gaps:
@@ -228,6 +229,7 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
         ("dtype", report.dtype),
         ("phase", report.phase if report.steps is None else f"{report.phase} of {report.steps} steps"),
         ("attention", report.attention),
+        ("tensor_parallel", str(report.tensor_parallel)),
         ("reference_sha256", model.reference_sha256),
         ("candidate_sha256", model.candidate_sha256),
         ("report_sha256", report.content_sha256),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modernbert_align.core.cause import Cause
-from modernbert_align.core.rows import Attention, Dtype, EngineName, Mode, Phase, Row, WeightCheck
+from modernbert_align.core.rows import Attention, Dtype, EngineName, Mode, Phase, RankCheck, Row, WeightCheck
 from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.trace import Machine
 from modernbert_align.core.verdict import Coverage, Failing, Policy, Verdict
@@ -158,10 +158,11 @@ class Environment(_Strict):
     paddle_device: str
 
 
-def run_words(phase: Phase, steps: int | None, attention: Attention) -> str:
-    """What was run, for people: `forward`, `step of 3 steps`, `forward with blockwise attention`."""
+def run_words(phase: Phase, steps: int | None, attention: Attention, tensor_parallel: int) -> str:
+    """What was run, for people: `forward`, `step of 3 steps`, `forward with blockwise attention on 2 ranks`."""
     of = f" of {steps} steps" if steps else ""
-    return phase + of + ("" if attention == "eager" else f" with {attention} attention")
+    by = "" if attention == "eager" else f" with {attention} attention"
+    return phase + of + by + (f" on {tensor_parallel} ranks" if tensor_parallel > 1 else "")
 
 
 class Report(_Strict):
@@ -171,6 +172,8 @@ class Report(_Strict):
         phase: What was run; a report holds one phase.
         steps: Optimizer steps of the step phase, else null.
         attention: How the candidate computed attention; the reference's is eager.
+        tensor_parallel: Among how many ranks the candidate's weights were divided; 1 if they were not.
+        ranks: What those ranks have in common, and what they do not; empty if there was one.
         conversion: Null where the candidate's folder has no conversion manifest, or was not at hand.
         overrides: Limits that the project set itself; shown by every view of the report.
     """
@@ -185,6 +188,7 @@ class Report(_Strict):
     phase: Phase
     steps: int | None
     attention: Attention
+    tensor_parallel: int = Field(ge=1)
     execution: dict[Dtype, Execution]
     model: ModelInfo
     conversion: ConversionInfo | None
@@ -193,6 +197,7 @@ class Report(_Strict):
     overrides: tuple[AppliedOverride, ...]
     coverage: Coverage
     weights: tuple[WeightCheck, ...]
+    ranks: tuple[RankCheck, ...]
     rows: tuple[Row, ...] = Field(min_length=1)
     first_failing: Failing | None
     cause: Cause | None = None
@@ -206,7 +211,7 @@ class Report(_Strict):
     @property
     def run(self) -> str:
         """What was run, for people."""
-        return run_words(self.phase, self.steps, self.attention)
+        return run_words(self.phase, self.steps, self.attention, self.tensor_parallel)
 
     def sealed(self) -> "Report":
         """This report with its digest filled in."""

@@ -47,13 +47,27 @@ class Phases:
     def backward(self):
         m = self.models
         return backward_engine.run(
-            m.candidate, m.reference, self.oracle, m.batch, m.probes, m.entries, prefix=self.prefix, dtype=m.dtype
+            paddle_training.Trainee(model=m.candidate, batch=m.batch),
+            m.reference,
+            self.oracle,
+            m.batch,
+            m.probes,
+            m.entries,
+            prefix=self.prefix,
+            dtype=m.dtype,
         )
 
     def step(self, steps=2):
         m = self.models
         return step_engine.run(
-            m.candidate, m.reference, self.oracle, m.batch, m.probes, m.entries, dtype=m.dtype, steps=steps
+            paddle_training.Trainee(model=m.candidate, batch=m.batch),
+            m.reference,
+            self.oracle,
+            m.batch,
+            m.probes,
+            m.entries,
+            dtype=m.dtype,
+            steps=steps,
         )
 
 
