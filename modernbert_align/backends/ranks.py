@@ -201,6 +201,9 @@ class Ranks:
             RankError: A rank died, did not answer in time, or answered with nothing.
         """
         self._count += 1
+        if request.kind == "load":  # nothing of the weights before is asked for any more
+            for old in self._folder.glob("answer-*"):
+                old.unlink()
         save_file(dict(tensors or {}), tensors_file(self._folder, self._count))
         message_file(self._folder, self._count).write_text(request.model_dump_json(), encoding="utf-8")
         for process in self._processes:
@@ -210,6 +213,7 @@ class Ranks:
                 process.stdin.flush()
         files = [message_file(self._folder, self._count, rank) for rank in range(self.degree)]
         self._wait(files, request.kind)
+        tensors_file(self._folder, self._count).unlink()
         try:
             answers = [Answer.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
         except ValueError as error:
@@ -227,8 +231,8 @@ class Ranks:
             if time.monotonic() > deadline:
                 late = [str(rank) for rank, file in enumerate(files) if not file.is_file()]
                 raise RankError(
-                    f"rank {', '.join(late)} of {self.degree} did not answer to `{doing}` in {self._timeout_s:g} s",
-                    hint="nothing was judged; it hangs, or give it longer with --rank-timeout",
+                    f"no answer to `{doing}` from rank {', '.join(late)} of {self.degree} in {self._timeout_s:g} s",
+                    hint="nothing was judged; one hangs and others wait for it, or they need a longer --rank-timeout",
                 )
             time.sleep(_POLL_S)
 

@@ -201,6 +201,8 @@ GLOSSARY: tuple[Term, ...] = (
     ),
     _term("tables", "expected", "How many the name table lists for this model."),
     _term("tables", "compared", "How many of them were compared."),
+    _term("tables", "of all ranks", "What was compared between the processes that share the candidate's weights."),
+    _term("tables", "wrong", "What is not the same on all ranks and must be, or the other way round."),
     _term("tables", "differ, elements that differ", "How many are not equal bit for bit."),
     _term("tables", "Paddle name", "The weight's name in the Paddle model."),
     _term("tables", "Hugging Face name", "The weight's name in the Hugging Face model, by the name table."),

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
-from modernbert_align.core.rows import Row, WeightCheck
+from modernbert_align.core.rows import RankCheck, Row, WeightCheck
 from modernbert_align.core.text import one_line
-from modernbert_align.core.verdict import explain, place
+from modernbert_align.core.verdict import explain, place, rank_words
 from modernbert_align.errors import EXIT_ALIGNED, EXIT_NOT_COMPARED
 from modernbert_align.report.html_report import verdict_sentence
 from modernbert_align.report.schema import Report
@@ -120,6 +120,9 @@ def _suites(report: Report) -> Iterator[_Suite]:
         cases=[_weights_case(dtype, checks.get(dtype)) for dtype in dict.fromkeys((*report.execution, *checks))],
         seconds=sum(_seconds(report.timings_s.get(f"{dtype}_weights", 0.0)) for dtype in checks),
     )
+    if report.tensor_parallel > 1:
+        cases = [_ranks_case(check) for check in report.ranks]
+        yield _Suite(name=f"{of}.ranks", cases=cases or [_Case(name="ranks", outcome="error", kind="missing")])
     groups: dict[str, list[_Case]] = {}
     seconds: dict[str, float] = {}
     for row in report.rows:
@@ -182,6 +185,17 @@ def _weights_case(dtype: str, check: WeightCheck | None) -> _Case:
     if check.compared < check.expected:
         return _Case(name=dtype, outcome="error", kind="missing", message=counted)
     return _Case(name=dtype, output=[counted])
+
+
+def _ranks_case(check: RankCheck) -> _Case:
+    name, counted = f"{check.what} {check.dtype}", f"{check.compared} of {check.expected} were compared between ranks"
+    if check.wrong:
+        details = [rank_words(check.what, name) for name in check.wrong]
+        message = f"{len(check.wrong)} of {check.expected} {check.what} are not as they must be on all ranks"
+        return _Case(name=name, outcome="failure", kind="ranks", message=message, details=details, output=[counted])
+    if check.compared < check.expected:
+        return _Case(name=name, outcome="error", kind="missing", message=counted)
+    return _Case(name=name, output=[counted])
 
 
 def _row_case(row: Row, exit_code: int) -> _Case:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from modernbert_align.core.text import one_line
 from modernbert_align.core.verdict import explain, place
 from modernbert_align.report.html_report import EXIT_MEANING, SYMBOLS, verdict_sentence
-from modernbert_align.report.schema import Report
+from modernbert_align.report.schema import Report, rank_line
 from modernbert_align.report.terminal import CAUSE, cause_sentence, override_line, worst_by_kind, worst_first
 
 # Source: actions/runner, CreateStepSummaryCommand: a larger summary is refused as a whole.
@@ -90,6 +90,7 @@ def _facts(report: Report) -> str:
         f"- compared {coverage.compared} of {coverage.expected} rows and {coverage.weights_compared} of "
         f"{coverage.weights_expected} weights",
         *_bounded(coverage.missing, "  - not compared: "),
+        *([f"- {rank_line(report)}"] if report.tensor_parallel > 1 else []),
     ]
     for dtype, execution in report.execution.items():
         candidate = "float32 kernels, each result rounded (emulated)" if execution.candidate == "emulated" else "native"

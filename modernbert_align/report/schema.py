@@ -165,6 +165,13 @@ def run_words(phase: Phase, steps: int | None, attention: Attention, tensor_para
     return phase + of + by + (f" on {tensor_parallel} ranks" if tensor_parallel > 1 else "")
 
 
+def rank_line(report: "Report") -> str:
+    """What the ranks of a divided candidate showed, in one line."""
+    shown = [f"{check.dtype} {check.what} {check.compared} of {check.expected}" for check in report.ranks]
+    wrong = sum(len(check.wrong) for check in report.ranks)
+    return f"{report.tensor_parallel} ranks: {', '.join(shown) or 'nothing was compared'}; {wrong or 'none'} wrong"
+
+
 class Report(_Strict):
     """A whole comparison.
 

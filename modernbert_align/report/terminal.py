@@ -9,7 +9,7 @@ from modernbert_align.core.text import one_line
 from modernbert_align.core.tolerance import AppliedOverride
 from modernbert_align.core.training import MOMENTS
 from modernbert_align.core.verdict import explain, only_by_own_limits, place
-from modernbert_align.report.schema import Report
+from modernbert_align.report.schema import Report, rank_line
 from modernbert_align.report.severity import severity
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def print_report(report: Report, console: "Console", *, timings: bool = False) -
         f"compared {coverage.compared} of {coverage.expected} rows, "
         f"{coverage.weights_compared} of {coverage.weights_expected} weights"
     )
+    if report.tensor_parallel > 1:
+        console.print(rank_line(report))
     bad = worst_first(report)
     for row in bad[:WORST]:
         console.print(Text(one_line(f"{row.status}: {place(row)}: {explain(row)}")), soft_wrap=True)

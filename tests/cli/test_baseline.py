@@ -255,7 +255,8 @@ def test_name_in_a_report_cannot_lead_out_of_the_folder(tiny_report):
 
 def test_different_comparisons_have_different_files(tiny_report):
     key = key_of(read_report(tiny_report))
-    runs = [("step", 3, "eager"), ("step", 4, "eager"), ("backward", None, "eager"), ("forward", None, "blockwise")]
+    runs = [("step", 3, "eager", 1), ("step", 4, "eager", 1), ("backward", None, "eager", 1)]
+    runs += [("forward", None, "blockwise", 1), ("forward", None, "eager", 2), ("forward", None, "eager", 4)]
     others = [*[(*key[:3], *run) for run in runs], ("a/b", *key[1:]), ("a%2Fb", *key[1:]), key]
     assert len({file_name(other) for other in others}) == len(others)
 

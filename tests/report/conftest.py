@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from modernbert_align.core.probes import Probe
-from modernbert_align.core.rows import MODES, Dtype, Mode, Record, WeightCheck, WeightDifference
+from modernbert_align.core.rows import MODES, Dtype, Mode, RankCheck, RankFact, Record, WeightCheck, WeightDifference
 from modernbert_align.core.tolerance import Override, load_tolerance, load_tolerances
 from modernbert_align.core.verdict import Expectation, default_policy, judge
 from modernbert_align.report.schema import (
@@ -21,6 +21,7 @@ from modernbert_align.report.schema import (
 )
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "bf16")
+RANKS: dict[RankFact, int] = {"weights": 6, "values": 6, "randomness": 6}
 Key = tuple[str, Dtype, Mode]
 MakeReport = Callable[..., Report]
 
@@ -69,7 +70,8 @@ def make_report() -> MakeReport:
 
     Its arguments: `layers`; `changes`, fields of records to change by probe, dtype and mode, or None to leave
     the record out; `extra`, more records; `differences`, of fp32 weights; `fixture`, None for weights not under
-    contract; `needs`, what the inputs exercised; `overrides`, limits of the project's own; any other field of `Report`.
+    contract; `needs`, what the inputs exercised; `overrides`, limits of the project's own; `ranks`, what the ranks of
+    a candidate divided in two showed, each of 6; any other field of `Report`.
     """
 
     def make(
@@ -81,6 +83,7 @@ def make_report() -> MakeReport:
         fixture: str | None = "tiny",
         needs: Mapping[str, bool] | None = None,
         overrides: Sequence[Override] = (),
+        ranks: Sequence[RankCheck] | None = None,
         **fields: object,
     ) -> Report:
         changes = changes or {}
@@ -96,9 +99,18 @@ def make_report() -> MakeReport:
             WeightCheck(dtype=d, expected=6, compared=6, differences=tuple(differences) if d == "fp32" else ())
             for d in DTYPES
         )
-        expectation = Expectation(probes=probes, dtypes=DTYPES, weights=6, fixture=fixture, needs=needs or {})
+        expectation = Expectation(
+            probes=probes,
+            dtypes=DTYPES,
+            weights=6,
+            fixture=fixture,
+            needs=needs or {},
+            ranks={} if ranks is None else RANKS,
+        )
         policy = default_policy(fixture)
-        judged = judge([*records, *extra], weights, expectation, load_tolerances(DTYPES), policy, overrides)
+        judged = judge(
+            [*records, *extra], weights, expectation, load_tolerances(DTYPES), policy, overrides, ranks or ()
+        )
         report = Report(
             tool_version="0.1.0",
             created="2026-01-02T03:04:05+00:00",
@@ -109,6 +121,8 @@ def make_report() -> MakeReport:
             phase="forward",
             steps=None,
             attention="eager",
+            tensor_parallel=1 if ranks is None else 2,
+            ranks=tuple(ranks or ()),
             execution={
                 "fp32": Execution(reference="native", candidate="native"),
                 "bf16": Execution(reference="native", candidate="emulated"),
@@ -190,3 +204,23 @@ def broken_attention() -> dict[Key, dict[str, object]]:
     return {("layers.1.attn", "fp32", "isolated"): wrong} | {
         (name, "fp32", "accumulated"): wrong for name in names[names.index("layers.1.attn") :]
     }
+
+
+@pytest.fixture
+def rank_checks() -> Callable[..., list[RankCheck]]:
+    """What two ranks showed of both dtypes; `wrong` and `compared` are of the fp32 values."""
+
+    def make(wrong: Sequence[str] = (), compared: int = 6) -> list[RankCheck]:
+        return [
+            RankCheck(
+                dtype=dtype,
+                what=what,
+                expected=6,
+                compared=compared if (dtype, what) == ("fp32", "values") else 6,
+                wrong=tuple(wrong) if (dtype, what) == ("fp32", "values") else (),
+            )
+            for dtype in DTYPES
+            for what in RANKS
+        ]
+
+    return make
