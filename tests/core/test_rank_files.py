@@ -186,6 +186,43 @@ def test_nothing_digested_is_the_same_bytes(build, table, asking, tmp_path):
     assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(source.folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("degree", [2, 4])
+def test_a_cast_share_is_a_share_of_the_cast_weight(build, table, asking, tmp_path, degree):
+    source = build(tmp_path / "source", **FOUR)
+    run(asking(source.folder, dtype="bf16"), table, tmp_path / "whole")
+    there = run(asking(source.folder, dtype="bf16", tensor_parallel=degree), table, tmp_path / "divided")
+    assert not there.manifest.lossless
+    assert {record.cast.elements for record in there.manifest.tensors.values() if record.cast} >= {24 * 16 // degree}
+    join(asking, table, tmp_path / "divided", tmp_path / "back")
+    join(asking, table, tmp_path / "whole", tmp_path / "expected")
+    back, expected = (tmp_path / out / "model.safetensors" for out in ("back", "expected"))
+    assert back.read_bytes() == expected.read_bytes()
+
+
+def test_a_head_can_be_dropped_on_the_way_there_and_back(divided, build, table, asking, tmp_path):
+    source, folder = divided()
+    run(asking(source.folder, head="base", tensor_parallel=2), table, tmp_path / "base", notify=lambda _: None)
+    assert "decoder.bias" not in load_file(tmp_path / "base" / "model.tp01.safetensors")
+    join(asking, table, tmp_path / "base", tmp_path / "a", prove=ALL)
+    join(asking, table, folder, tmp_path / "b", head="base", prove=("tensors", "dye"))
+    first, second = (tmp_path / out / "model.safetensors" for out in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_was_joined_can_be_verified_against_the_rank_files(divided, table, asking, tmp_path, same_side):
+    _, folder = divided()
+    join(asking, table, folder, tmp_path / "hf")
+    run(same_side(folder), table, tmp_path / "merged")
+    for out in ("hf", "merged"):
+        found = verify(tmp_path / out, table)
+        assert (found.problems, found.not_checked) == ([], [])
+        assert any("against a new conversion of the source" in line for line in found.checked)
+    edit(folder / "model.tp01.safetensors", flipped(WQKV))
+    assert "`model.layers.1.attn.Wqkv.weight` is not what converting the source gives" in [
+        *verify(tmp_path / "hf", table).problems
+    ]
+
+
 # --- Paddle to Paddle ---
 
 
@@ -227,6 +264,21 @@ def test_pickled_rank_files_are_joined(divided, table, asking, tmp_path):
     source, folder = divided()
     join(asking, table, to_pickles(folder), tmp_path / "back", prove=("tensors", "dye"))
     assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(source.folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_copy_in_the_rank_files_is_left_out_only_if_it_is_one(divided, table, asking, tmp_path, same):
+    """A tied decoder may be saved once more, divided like the embedding."""
+    source, folder = divided()
+    for path in sorted(without_manifest(folder).glob("*.safetensors")):
+        edit(path, lambda arrays: arrays.update({"decoder.weight": arrays[EMBEDDING].copy()}))
+    if same:
+        join(asking, table, folder, tmp_path / "back", prove=ALL)
+        assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(source.folder / "model.safetensors")
+        return
+    edit(folder / "model.tp01.safetensors", flipped("decoder.weight"))
+    with pytest.raises(CheckpointError, match=r"is tied to .* but their values differ"):
+        join(asking, table, folder, tmp_path / "back")
 
 
 def test_a_missing_pickle_is_named(divided, table, asking, tmp_path):
@@ -289,6 +341,7 @@ def flipped(name):
     return change
 
 
+EMBEDDING = "model.embeddings.tok_embeddings.weight"
 NORM, WQKV = "model.layers.1.mlp_norm.weight", "model.layers.1.attn.Wqkv.weight"
 SEEN = {
     "missing last": (remove("model.tp01.safetensors"), "lacks `model.tp01.safetensors`: rank 1 of 2"),
