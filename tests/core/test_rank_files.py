@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from modernbert_align.core.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from modernbert_align.core.convert import convert
+from modernbert_align.core.convert import convert, plan_conversion
 from modernbert_align.core.digest import file_sha256
 from modernbert_align.core.manifest import read_manifest
+from modernbert_align.core.plan import divide
+from modernbert_align.core.proof import prove_roundtrip
 from modernbert_align.core.rank_files import is_divided, join_ranks
 from modernbert_align.core.shares import Joined, share_of
 from modernbert_align.core.tensor_parallel import Division, Share, divisions
@@ -281,6 +283,14 @@ def test_a_tied_copy_in_the_rank_files_is_left_out_only_if_it_is_one(divided, ta
         join(asking, table, folder, tmp_path / "back")
 
 
+def test_what_was_true_of_one_rank_is_not_said_of_the_whole(divided, table, tmp_path, same_side):
+    _, folder = divided()
+    path = without_manifest(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tensor_parallel_rank": 1}))
+    run(same_side(folder), table, tmp_path / "merged")
+    assert "tensor_parallel_rank" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
 def test_a_missing_pickle_is_named(divided, table, asking, tmp_path):
     _, folder = divided()
     (to_pickles(folder) / "model_state.tp01.pdparams").unlink()
@@ -493,6 +503,27 @@ def test_a_wrong_join_is_not_proved(divided, table, asking, tmp_path, monkeypatc
     monkeypatch.setattr(Joined, "fill", join_naively)
     with pytest.raises(ProofError):
         join(asking, table, folder, tmp_path / "back", prove=(level,))
+
+
+@pytest.mark.parametrize("change", [lambda items: items[:-1], lambda items: (*items, items[-1])])
+def test_a_rank_that_lacks_a_share_or_has_one_twice_is_not_proved(build, table, asking, tmp_path, monkeypatch, change):
+    source = build(tmp_path / "source", **FOUR)
+    monkeypatch.setattr(
+        "modernbert_align.core.convert.divide",
+        lambda *arguments: replace(plan := divide(*arguments), items=change(plan.items)),
+    )
+    with pytest.raises(ProofError):
+        run(asking(source.folder, tensor_parallel=2, prove=("dye",)), table, tmp_path / "out")
+
+
+def test_a_copy_that_is_another_on_one_rank_does_not_come_back(divided, table, asking):
+    source, folder = divided()
+    conversion = plan_conversion(asking(source.folder, tensor_parallel=2), table)
+    sha256 = {"model.safetensors": file_sha256(source.folder / "model.safetensors")}
+    assert prove_roundtrip(conversion.plan, conversion.sizes, folder, sha256)
+    edit(folder / "model.tp01.safetensors", flipped(NORM))
+    with pytest.raises(ProofError, match=f"cannot be converted back: `{NORM}` is not divided, but differs between"):
+        prove_roundtrip(conversion.plan, conversion.sizes, folder, sha256)
 
 
 # --- a piece at a time ---
