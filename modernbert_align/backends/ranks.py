@@ -8,7 +8,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from safetensors.numpy import save_file
 
 from modernbert_align.core.fixtures import InputSpec
 from modernbert_align.core.ops import Bits
+from modernbert_align.core.ports import free_ports
 from modernbert_align.core.rows import Attention, Dtype, Loss, Mode
 from modernbert_align.errors import RankError
 
@@ -276,11 +276,7 @@ def _environments(degree: int, device: str) -> list[dict[str, str]]:
 
     Source: paddlepaddle 3.3.1, distributed/launch and distributed/parallel.py, ParallelEnv.
     """
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(degree)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        endpoints = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    endpoints = [f"127.0.0.1:{port}" for port in free_ports(degree)]
     common = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "FLAGS_selected"))}
     common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // degree)))
     return [

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from modernbert_align.backends import paddle as backend
 from modernbert_align.backends import paddle_training
+from modernbert_align.backends.gloo import give_groups_own_stores
 from modernbert_align.backends.ranks import JOB, Answer, Job, Request, StopNote, message_file, tensors_file
 from modernbert_align.core.fixtures import make_inputs
 from modernbert_align.core.model_config import ModelConfig
@@ -40,6 +41,7 @@ def main(folder: Path) -> None:
     """Join the other ranks and answer requests; ends with the parent."""
     numbers = _numbers_from_parent()
     rank, degree = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
+    give_groups_own_stores()
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": degree, "pp_degree": 1, "sharding_degree": 1}
     strategy.tensor_parallel_configs = {"tensor_parallel_degree": degree, "tensor_init_seed": _SEED}
