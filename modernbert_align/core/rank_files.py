@@ -173,9 +173,12 @@ def check_digests(joined: Joined) -> None:
     """The rank files are those that the folder's conversion manifest lists, if it has one that lists them.
 
     Raises:
-        CheckpointError: A file changed since, or was exchanged for another rank's.
+        CheckpointError: A file changed since, or was exchanged for another rank's; or the manifest cannot be read.
     """
-    manifest = read_manifest(joined.folder)
+    try:
+        manifest = read_manifest(joined.folder)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, hint="remove it to join the files without looking at it") from None
     listed = {file.name: file.digest for file in manifest.files} if manifest is not None else {}
     for path in joined.files:
         digest = listed.get(path.name)

@@ -468,6 +468,14 @@ def test_what_no_shape_shows_is_caught_by_the_manifest_and_not_without_it(divide
     assert file_sha256(tmp_path / "back" / "model.safetensors") != file_sha256(source.folder / "model.safetensors")
 
 
+def test_a_manifest_that_cannot_be_read_is_not_passed_over(divided, table, asking, tmp_path):
+    _, folder = divided()
+    (folder / "conversion_manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not a conversion manifest this version can read") as caught:
+        join(asking, table, folder, tmp_path / "back")
+    assert caught.value.hint == "remove it to join the files without looking at it"
+
+
 # --- proofs can fail ---
 
 

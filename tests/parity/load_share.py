@@ -10,12 +10,14 @@ import paddle.distributed as dist
 from paddle.distributed import fleet
 from safetensors.numpy import save_file
 
+from modernbert_align.backends.gloo import give_groups_own_stores
 from modernbert_align.models.modernbert import ModernBertForMaskedLM
 
 
 def main() -> None:
     """Load twice and save what was loaded as arrays, and as PaddleNLP saves it, once in each of its formats."""
     divided, whole, out = sys.argv[1:]
+    give_groups_own_stores()
     degree = dist.get_world_size()
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": degree, "pp_degree": 1, "sharding_degree": 1}

@@ -1,10 +1,8 @@
 """PaddleNLP itself reads the rank files that are written here, and what it saves is joined here."""
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import modernbert_align
 from modernbert_align.core.convert import Request, convert
 from modernbert_align.core.model_config import read_config_file
+from modernbert_align.core.ports import free_ports
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tensor_parallel import divisions
 
@@ -30,39 +29,27 @@ def request(folder, src="hf", **options):
     return Request(folder=folder, model="test", revision=None, src=src, dst=dst, **options)
 
 
-@contextlib.contextmanager
-def free_ports(count):
-    """Ports that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in sockets]
-    yield ports
-
-
 def run_ranks(folder, *arguments):
     """Run the worker once for each rank; none outlives this call."""
     processes = []
     try:
-        with free_ports(RANKS) as ports:
-            endpoints = [f"127.0.0.1:{port}" for port in ports]
-            for rank in range(RANKS):
-                settings = {
-                    "PADDLE_DISTRI_BACKEND": "gloo",
-                    "PADDLE_TRAINER_ID": str(rank),
-                    "PADDLE_TRAINERS_NUM": str(RANKS),
-                    "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-                    "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": str(Path(modernbert_align.__file__).parents[1]),
-                }
-                with (folder / f"log{rank}").open("w") as log:
-                    command = [sys.executable, str(WORKER), *map(str, arguments)]
-                    environment = os.environ | settings
-                    processes.append(
-                        subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-                    )
+        endpoints = [f"127.0.0.1:{port}" for port in free_ports(RANKS)]
+        for rank in range(RANKS):
+            settings = {
+                "PADDLE_DISTRI_BACKEND": "gloo",
+                "PADDLE_TRAINER_ID": str(rank),
+                "PADDLE_TRAINERS_NUM": str(RANKS),
+                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+                "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(modernbert_align.__file__).parents[1]),
+            }
+            with (folder / f"log{rank}").open("w") as log:
+                command = [sys.executable, str(WORKER), *map(str, arguments)]
+                environment = os.environ | settings
+                processes.append(
+                    subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+                )
         codes = [process.wait(timeout=TIMEOUT_S) for process in processes]
         logs = "\n".join((folder / f"log{rank}").read_text()[-2000:] for rank in range(RANKS))
         assert codes == [0] * RANKS, logs
