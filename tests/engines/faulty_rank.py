@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 
 from modernbert_align.engines import rank_worker
-from modernbert_align.models.modernbert import attention, layers, modeling, parallel
+from modernbert_align.models.modernbert import layers, modeling, parallel
 
 RANK = int(os.environ["PADDLE_TRAINER_ID"])
 
@@ -87,15 +87,9 @@ def vocabulary_offset() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def same_randomness() -> Iterator[None]:
+def same_randomness() -> Any:
     """What is divided is dropped by the random state that all ranks have in common."""
-
-    def common(_active: bool) -> Any:
-        return contextlib.nullcontext()
-
-    with instead(attention, "own_randomness", common), instead(layers, "own_randomness", common):
-        yield
+    return instead(parallel, "own_randomness", contextlib.nullcontext)
 
 
 @contextlib.contextmanager
@@ -104,8 +98,7 @@ def own_randomness_everywhere() -> Iterator[None]:
     right = paddle.nn.Dropout.forward
 
     def forward(self: Any, x: Any) -> Any:
-        with parallel.own_randomness(self.training):
-            return right(self, x)
+        return parallel.drawing_apart(self.training, right, self, x)
 
     with instead(paddle.nn.Dropout, "forward", forward):
         yield

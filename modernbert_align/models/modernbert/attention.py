@@ -23,7 +23,7 @@ from modernbert_align.models.modernbert.boundaries import sequence_of_token
 from modernbert_align.models.modernbert.configuration import ModernBertConfig
 from modernbert_align.models.modernbert.flash import flash_attention
 from modernbert_align.models.modernbert.layers import column_linear, row_linear
-from modernbert_align.models.modernbert.parallel import degree_of, own_randomness
+from modernbert_align.models.modernbert.parallel import degree_of, drawing_apart
 from modernbert_align.models.modernbert.precision import rounded
 
 
@@ -289,8 +289,10 @@ class ModernBertAttention(nn.Layer):
             ConfigError: There is no kernel for `rows` here, see `flash.require_kernel`.
         """
         qkv = self.Wqkv(hidden_states)  # [batch seq 3*hidden]
-        with own_randomness(self.divided and self.training and self.attention_dropout > 0):
-            out, probabilities = self._attend(qkv, position_embeddings, attention_bias, spans, same, rows)
+        apart = self.divided and self.training and self.attention_dropout > 0
+        out, probabilities = drawing_apart(
+            apart, self._attend, qkv, position_embeddings, attention_bias, spans, same, rows
+        )
         return self.out_drop(self.Wo(out)), probabilities
 
     def _attend(

@@ -13,8 +13,8 @@ from modernbert_align.models.modernbert.parallel import (
     copied,
     degree_of,
     divides_vocabulary,
+    drawing_apart,
     gathered,
-    own_randomness,
     rank_group,
 )
 from modernbert_align.models.modernbert.precision import rounded
@@ -120,9 +120,8 @@ class ModernBertMLP(nn.Layer):
         """[batch seq hidden] -> same shape."""
         value, gate = self.Wi(hidden_states).chunk(2, axis=-1)  # each [batch seq inter], or a rank's share of it
         gated = rounded(paddle.multiply, rounded(self.act, value), gate)
-        with own_randomness(self.divided and self.training and self.drop.p > 0):
-            gated = self.drop(gated)
-        return self.Wo(gated)
+        apart = self.divided and self.training and self.drop.p > 0
+        return self.Wo(drawing_apart(apart, self.drop, gated))
 
 
 class ModernBertPredictionHead(nn.Layer):

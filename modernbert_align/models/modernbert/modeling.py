@@ -43,9 +43,9 @@ from modernbert_align.models.modernbert.parallel import (
     check,
     convert_actions,
     degree_of,
+    drawing_apart,
     gathered,
     is_divided,
-    own_randomness,
     rank_group,
 )
 from modernbert_align.models.modernbert.precision import rounded
@@ -165,8 +165,8 @@ class ModernBertPretrainedModel(PretrainedModel):
             stds = [(layer.classifier, config.hidden_size**-0.5)]
         for module, std in stds:
             cutoff = config.initializer_cutoff_factor * std
-            with own_randomness(is_divided(module.weight)):  # ranks would all draw the same share otherwise
-                nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)(module.weight)
+            draw = nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)
+            drawing_apart(is_divided(module.weight), draw, module.weight)  # ranks would all have the same share
             if getattr(module, "bias", None) is not None:
                 nn.initializer.Constant(0.0)(module.bias)
 

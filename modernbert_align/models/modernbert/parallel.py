@@ -177,15 +177,12 @@ class VocabularyEmbedding(VocabParallelEmbedding):
 
 
 @contextlib.contextmanager
-def own_randomness(active: bool) -> Iterator[None]:
-    """Draw from the random state that differs between ranks, for what only this rank has; else from the common one.
+def own_randomness() -> Iterator[None]:
+    """Draw from the random state that differs between ranks, for what only this rank has.
 
     Raises:
         ConfigError: There is no such state; ranks would drop the same share of different heads.
     """
-    if not active:
-        yield
-        return
     tracker = get_rng_state_tracker()
     name = _TRAINER_RNG if _TRAINER_RNG in tracker.states_ else MODEL_PARALLEL_RNG
     if name not in tracker.states_:
@@ -195,6 +192,14 @@ def own_randomness(active: bool) -> Iterator[None]:
         )
     with tracker.rng_state(name):
         yield
+
+
+def drawing_apart(apart: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that draws random numbers: `apart` from other ranks, or with the state they have in common."""
+    if not apart:  # a static graph cannot record the context manager
+        return function(*arguments)
+    with own_randomness():
+        return function(*arguments)
 
 
 def is_divided(parameter: paddle.Tensor) -> bool:
