@@ -257,13 +257,18 @@ def dropped(folder, ranks):
 
 def fresh(folder, ranks):
     """Weights that are drawn: of a new model, and of a head that the checkpoint does not have."""
+    import paddle
+
     from modernbert_align.models.modernbert import ModernBertConfig
 
     seed()
     case, place = "masked_lm untied", {"tensor_parallel_degree": ranks.degree, "tensor_parallel_rank": ranks.rank}
     model = model_class(case)(ModernBertConfig(**{**SIZES, **CASES[case][1], **place}))
     head = read("token_classification", folder / "masked_lm", ranks, num_labels=3)
-    return weights(model) | {"classifier": array(head.classifier.weight)}
+    paddle.seed(100 + ranks.rank)
+    unseeded = read("token_classification", folder / "masked_lm", ranks, num_labels=3)
+    classifiers = {"classifier": head.classifier.weight, "classifier without a seed": unseeded.classifier.weight}
+    return weights(model) | {name: array(weight) for name, weight in classifiers.items()}
 
 
 def files(folder, ranks):
@@ -286,6 +291,7 @@ def files(folder, ranks):
 
 def refusals(folder, ranks):
     """What is said where a model cannot be divided as asked."""
+    import paddle
     from paddle.distributed.fleet.layers.mpu.random import get_rng_state_tracker
 
     from modernbert_align.models.modernbert import ModernBertConfig, ModernBertModel
@@ -294,7 +300,16 @@ def refusals(folder, ranks):
         place = {"tensor_parallel_degree": degree, "tensor_parallel_rank": rank}
         return ModernBertModel(ModernBertConfig(**{**SIZES, **changes, **place}))
 
+    def without_a_common_seed():
+        model = build(ranks.degree, ranks.rank, embedding_dropout=0.5)
+        paddle.seed(100 + ranks.rank)
+        model.eval()
+        model(**{"input_ids": inputs("encoder", "eager")["input_ids"]})  # has no dropout
+        model.train()
+        model(**{"input_ids": inputs("encoder", "eager")["input_ids"]})
+
     def without_states():
+        seed()
         model = build(ranks.degree, ranks.rank, mlp_dropout=0.5)
         model.train()
         get_rng_state_tracker().reset()
@@ -304,6 +319,7 @@ def refusals(folder, ranks):
         "degree": lambda: build(4 if ranks.degree == 2 else 2, ranks.rank),
         "rank": lambda: build(ranks.degree, (ranks.rank + 1) % ranks.degree),
         "vocabulary": lambda: build(ranks.degree, ranks.rank).resize_token_embeddings(100),
+        "seeds": without_a_common_seed,
         "random states": without_states,
     }
     said = {name: refusal(attempt) for name, attempt in attempts.items()}

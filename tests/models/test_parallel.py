@@ -253,8 +253,9 @@ def test_ranks_draw_different_shares_of_new_weights_and_the_same_of_common_ones(
     assert abs(whole["model.layers.0.attn.Wqkv.weight"].std() / worker.SIZES["initializer_range"] - 0.88) < 0.03
 
 
-def test_a_head_that_the_checkpoint_lacks_is_drawn_alike_on_all_ranks(launched):
-    first, second = (rank["fresh/classifier"] for rank in launched("two"))
+@pytest.mark.parametrize("name", ["classifier", "classifier without a seed"])
+def test_a_head_that_the_checkpoint_lacks_is_drawn_alike_on_all_ranks(name, launched):
+    first, second = (rank[f"fresh/{name}"] for rank in launched("two"))
     assert first.any()
     assert np.array_equal(first, second)
 
@@ -292,6 +293,7 @@ def test_merged_files_hold_the_bits_of_the_undivided_checkpoint(case, launched, 
         ("degree", "ConfigError: tensor_parallel_degree is 4, fleet runs with 2"),
         ("rank", "so this process would load another rank's weights"),
         ("vocabulary", "ConfigError: the vocabulary of a model that is divided among ranks keeps its size"),
+        ("seeds", "ConfigError: ranks were seeded differently, and would drop different shares of what all"),
         ("random states", "would drop the same share of different heads"),
     ],
 )

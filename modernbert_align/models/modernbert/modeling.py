@@ -40,6 +40,7 @@ from modernbert_align.models.modernbert.layers import (
 )
 from modernbert_align.models.modernbert.losses import cross_entropy
 from modernbert_align.models.modernbert.parallel import (
+    CommonRandomness,
     check,
     convert_actions,
     degree_of,
@@ -47,6 +48,7 @@ from modernbert_align.models.modernbert.parallel import (
     gathered,
     is_divided,
     rank_group,
+    replicate,
 )
 from modernbert_align.models.modernbert.precision import rounded
 
@@ -167,6 +169,8 @@ class ModernBertPretrainedModel(PretrainedModel):
             cutoff = config.initializer_cutoff_factor * std
             draw = nn.initializer.TruncatedNormal(mean=0.0, std=std, a=-cutoff, b=cutoff)
             drawing_apart(is_divided(module.weight), draw, module.weight)  # ranks would all have the same share
+            if degree_of(config) > 1 and not is_divided(module.weight):
+                replicate(module.weight)
             if getattr(module, "bias", None) is not None:
                 nn.initializer.Constant(0.0)(module.bias)
 
@@ -240,6 +244,8 @@ class ModernBertModel(ModernBertPretrainedModel):
         self.final_norm = LayerNorm(config)
         self.rotary_emb = nn.LayerDict({kind: ModernBertRotaryEmbedding(config, kind) for kind in (FULL, SLIDING)})
         self.enable_recompute = False  # `recompute_enable` and PaddleNLP's Trainer set it
+        if degree_of(config) > 1:
+            self.register_forward_pre_hook(CommonRandomness())
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
@@ -291,7 +297,8 @@ class ModernBertModel(ModernBertPretrainedModel):
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds` were given.
             UsageError: What says that the input is packed is malformed or contradicts itself.
-            ConfigError: The configuration's attention implementation cannot do what is asked for, or not here.
+            ConfigError: The configuration's attention implementation cannot do what is asked for, or not here. Or this
+                trains with dropout, divided, and ranks have different random states.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")

@@ -202,6 +202,47 @@ def drawing_apart(apart: bool, function: Callable[..., Any], *arguments: Any) ->
         return function(*arguments)
 
 
+class CommonRandomness:
+    """A hook before a forward pass: whether dropout takes the same on all ranks of what all of them have.
+
+    Asks the other ranks once, in the first pass in training mode.
+    """
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def __call__(self, model: Any, _inputs: Any) -> None:
+        """Check.
+
+        Raises:
+            ConfigError: Ranks were seeded differently; their hidden states would differ from the first dropout on.
+        """
+        config = model.config
+        dropouts = (config.embedding_dropout, config.attention_dropout, config.classifier_dropout)
+        if self._checked or not model.training or not any(dropouts):
+            return
+        state = paddle.get_rng_state()
+        drawn = paddle.rand([8])
+        paddle.set_rng_state(state)
+        found: list[paddle.Tensor] = []
+        dist.all_gather(found, drawn, group=rank_group())
+        if any(bool((other != drawn).any()) for other in found):
+            raise ConfigError(
+                "ranks were seeded differently, and would drop different shares of what all of them have",
+                hint="call fleet.meta_parallel.model_parallel_random_seed(seed) with one seed in every process",
+            )
+        self._checked = True
+
+
+def replicate(parameter: paddle.Tensor) -> None:
+    """Give all ranks the first one's values of a weight that is not divided: ranks without a seed draw differently."""
+    group = rank_group()
+    with paddle.no_grad():
+        values = parameter.astype("float32")
+        dist.broadcast(values, src=group.ranks[0], group=group)
+        parameter.set_value(values.astype(parameter.dtype))
+
+
 def is_divided(parameter: paddle.Tensor) -> bool:
     """Whether this process has only its share of a weight."""
     return bool(getattr(parameter, "is_distributed", False))
