@@ -332,7 +332,8 @@ def test_the_example_of_the_page_trains_and_merges_on_two_ranks(tmp_path, conver
     (tmp_path / "checkpoints" / "tiny-paddle").symlink_to(converted("tiny"))
     code = re.search(r"^```python\n(.*?)^```", (ROOT / "docs" / "parallel.md").read_text(), re.MULTILINE | re.DOTALL)[1]
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    assert start(["-c", code], logs, tmp_path) == ""
+    code += f"import sys; sys.path.insert(0, {str(Path(worker.__file__).parent)!r}); import parallel_worker\n"
+    assert start(["-c", f"{code}parallel_worker.leave()"], logs, tmp_path) == ""
     losses = [re.findall(r"^\d+\.\d+$", log.read_text(), re.MULTILINE) for log in logs]
     assert len(losses[0]) == 1
     assert losses[0] == losses[1]
