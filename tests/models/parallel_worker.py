@@ -375,7 +375,7 @@ def main(launch, folder):
 
 
 def leave():
-    """End this process when all have done their work; paddle 3.3.1 sometimes aborts while it frees gloo groups."""
+    """End this process when all have done their work; a few were seen to abort in the interpreter's shutdown."""
     from paddle.distributed import barrier
 
     barrier()
