@@ -24,6 +24,7 @@ from modernbert_align.core.fixtures import InputSpec
 from modernbert_align.core.ops import Bits
 from modernbert_align.core.ports import free_ports
 from modernbert_align.core.rows import Attention, Dtype, Loss, Mode
+from modernbert_align.core.training import Optimizer
 from modernbert_align.errors import RankError
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -62,6 +63,7 @@ class Request(_Message):
         mode: isolated takes the reference's tensors from the file.
         loss: What is differentiated.
         steps: Of the optimizer.
+        optimizer: Its settings.
         skipped: Probes that the reference does not have.
     """
 
@@ -70,6 +72,7 @@ class Request(_Message):
     mode: Mode = "accumulated"
     loss: Loss = "projection"
     steps: int = 0
+    optimizer: Optimizer = Optimizer()
     skipped: tuple[str, ...] = ()
 
 

@@ -151,6 +151,11 @@ def phase_probes(run: Run, probes: Sequence[Probe], entries: Sequence[Entry], pr
     return step_probes(probes, entries, run.steps or 0)
 
 
+def weight_of(name: str) -> str:
+    """The weight that a weight's moment belongs to, by their names; anything else is itself."""
+    return next((name.removesuffix(f".{moment}") for moment in MOMENTS if name.endswith(f".{moment}")), name)
+
+
 def phase_losses(phase: Phase, batch: Inputs) -> tuple[Loss | None, ...]:
     """What a phase differentiates: nothing, everything there is, or what a training would."""
     return {"forward": (None,), "backward": losses(batch), "step": losses(batch)[-1:]}[phase]

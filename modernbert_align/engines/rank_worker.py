@@ -29,7 +29,7 @@ from modernbert_align.core.ops import Bits
 from modernbert_align.core.probes import load_probes
 from modernbert_align.core.table import load_table
 from modernbert_align.core.tensor_parallel import Division, divisions
-from modernbert_align.core.training import Optimizer, taps
+from modernbert_align.core.training import taps, weight_of
 from modernbert_align.engines.passes import Outputs, Pass, hooked, outputs_of, stopping
 from modernbert_align.models.modernbert.attention import ModernBertAttention
 from modernbert_align.models.modernbert.parallel import gathered, rank_group
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
     while True:
         count = numbers.get()
         request = Request.model_validate_json(message_file(folder, count).read_text(encoding="utf-8"))
-        with Given(tensors_file(folder, count)) as given:
+        with Parcel(tensors_file(folder, count)) as given:
             notes = worker.answer(request, given)
         notes.write(folder, count, rank)
 
@@ -68,14 +68,14 @@ def _numbers_from_parent() -> "queue.Queue[int]":
     return numbers
 
 
-class Given:
+class Parcel:
     """Tensors that came with a request."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="np")
         self.keys: tuple[str, ...] = ()
 
-    def __enter__(self) -> "Given":
+    def __enter__(self) -> "Parcel":
         self._tensors = self._file.__enter__()
         self.keys = tuple(self._tensors.keys())
         return self
@@ -161,7 +161,7 @@ class Worker:
         self._divisions = divisions(self._entries, degree)
         self._model: Any = None
 
-    def answer(self, request: Request, given: Given) -> Notes:
+    def answer(self, request: Request, given: Parcel) -> Notes:
         """Do what is asked; whatever goes wrong in the model is a finding, not a failure."""
         notes = Notes(self._rank)
         if request.kind == "load":
@@ -188,7 +188,7 @@ class Worker:
         for name, (bits, dtype) in backend.state_bits(self._model).items():
             notes.rows[name] = notes.keep(name, bits, dtype, divided=name in self._divisions)
 
-    def _forward(self, request: Request, given: Given, notes: Notes) -> None:
+    def _forward(self, request: Request, given: Parcel, notes: Notes) -> None:
         model, batch = self._model, self._batch
         modules, notes.absent = hooked(self._probes, dict(model.named_sublayers()), "candidate")
         place = backend.places(model, batch)
@@ -210,7 +210,7 @@ class Worker:
             notes.rows |= {p.name: notes.returned[p.key] for p in self._probes if p.key in notes.returned}
         notes.error = one.error
 
-    def _backward(self, request: Request, given: Given, notes: Notes) -> None:
+    def _backward(self, request: Request, given: Parcel, notes: Notes) -> None:
         injected = None
         if request.mode == "isolated":
             injected = paddle_training.Given(values=given.named("value"), gradients=given.named("gradient"))
@@ -233,22 +233,17 @@ class Worker:
         if recording.loss is not None:
             notes.rows["loss"] = notes.keep("loss", *backend.tensor_bits(recording.loss))
 
-    def _step(self, request: Request, given: Given, notes: Notes) -> None:
+    def _step(self, request: Request, given: Parcel, notes: Notes) -> None:
         projections = {name: value.numpy() for name, value in given.named("projection").items()}
         by_name = {entry.hf: entry for entry in self._entries if entry.op.stored}
         gradients: list[dict[str, Any]] | None = None
         if request.mode == "isolated":
-            gradients = [
-                {
-                    by_name[key.removeprefix(f"step{n}/")].paddle: self._share(
-                        by_name[key.removeprefix(f"step{n}/")].paddle,
-                        paddle_training.turned(by_name[key.removeprefix(f"step{n}/")], given.tensor(key)),
-                    )
-                    for key in given.keys
-                    if key.startswith(f"step{n}/")
-                }
-                for n in range(request.steps)
-            ]
+            gradients = []
+            for n in range(request.steps):
+                entries = {by_name[name]: tensor for name, tensor in given.named(f"step{n}").items()}
+                gradients.append(
+                    {e.paddle: self._share(e.paddle, paddle_training.turned(e, t)) for e, t in entries.items()}
+                )
         found, notes.error = paddle_training.train(
             self._model,
             self._batch,
@@ -256,7 +251,7 @@ class Worker:
             self._entries,
             projections if request.loss == "projection" else None,
             gradients,
-            Optimizer(),
+            request.optimizer,
             request.steps,
         )
         self._keep_weights(notes, found)
@@ -264,8 +259,9 @@ class Worker:
     def _keep_weights(self, notes: Notes, tensors: Mapping[str, Any]) -> None:
         """Write down what has the layout of a weight, under its name."""
         for name, tensor in tensors.items():
-            weight = next((name.removesuffix(f".{m}") for m in ("moment1", "moment2") if name.endswith(f".{m}")), name)
-            notes.rows[name] = notes.keep(name, *backend.tensor_bits(tensor), divided=weight in self._divisions)
+            notes.rows[name] = notes.keep(
+                name, *backend.tensor_bits(tensor), divided=weight_of(name) in self._divisions
+            )
 
     def _share(self, name: str, whole: paddle.Tensor) -> paddle.Tensor:
         """This rank's share of what has a weight's layout."""

@@ -6,12 +6,14 @@ put together from all shares.
 
 import contextlib
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from modernbert_align.backends import hf, paddle_training
@@ -24,13 +26,14 @@ from modernbert_align.core.probes import Probe
 from modernbert_align.core.rows import MODES, Dtype, Loss, Mode, RankCheck, RankFact
 from modernbert_align.core.table import Entry
 from modernbert_align.core.tensor_parallel import divisions, dropout_sites
-from modernbert_align.core.training import MOMENTS, Optimizer, Run
+from modernbert_align.core.training import MOMENTS, Optimizer, Run, weight_of
 from modernbert_align.core.weight_check import State
 from modernbert_align.engines.passes import Pass, Stop
 from modernbert_align.engines.reference_side import Recording, compared_tensor
 from modernbert_align.engines.stream_engine import CandidateSide
 
 _SAME_DRAW = 0.9  # of two shares drawn with probability one half, a third is kept in both of what is kept in either
+_ALL_KEPT = 0.9  # of what is drawn with probability one half; attention keeps less, since masks hide some
 
 
 @contextlib.contextmanager
@@ -91,6 +94,8 @@ class RankedCandidate:
         answers = self._ranks.ask(Request(kind="load", dtype=dtype))
         names = list(dict.fromkeys(entry.paddle for entry in self._entries))
         self._look(answers, names)
+        known = set(answers.first.rows)
+        self._wrong += [name for answer in answers.ranks for name in answer.rows if name not in known]
         self._checks.append(self._check("weights", len(names)))
         return _Weights(self, answers)
 
@@ -107,6 +112,8 @@ class RankedCandidate:
             request = Request(kind="forward", dtype=self._dtype, mode=mode, skipped=tuple(reference.absent))
             answers = self._ranks.ask(request, given if mode == "isolated" else None)
             self._look(answers, [probe.name for probe in probes], f" ({mode})")
+            if any(answer.stops != answers.first.stops for answer in answers.ranks):
+                self._wrong.append(f"the order of modules ({mode})")
             passes[mode] = _RecordedPass(functools.partial(self._tensor, answers), answers)
             absent = answers.first.absent
         return CandidateSide(passes, dict(absent))
@@ -151,7 +158,7 @@ class RankedCandidate:
             tensors |= {f"step{n}/{name}": hf.tensor_bits(value)[0] for name, value in step.items()}
         mode: Mode = "accumulated" if gradients is None else "isolated"
         loss: Loss = "head" if projections is None else "projection"
-        request = Request(kind="step", dtype=self._dtype, mode=mode, loss=loss, steps=steps)
+        request = Request(kind="step", dtype=self._dtype, mode=mode, loss=loss, steps=steps, optimizer=settings)
         answers = self._ranks.ask(request, tensors)
         names = [
             name + kind
@@ -171,14 +178,13 @@ class RankedCandidate:
         for name, divided in self._sites.items():
             if answers.everywhere(name):
                 self._compared += 1
-                masks = [np.unpackbits(bits).astype(bool) for bits in answers.shards(name)]
-                if any(_alike(masks[0], other) != (not divided) for other in masks[1:]):
+                if not _drawn_rightly([np.unpackbits(bits).astype(bool) for bits in answers.shards(name)], divided):
                     self._wrong.append(name)
         return (*self._checks, values, self._check("randomness", len(self._sites)))
 
     def tensor_bits(self, answers: Answers, key: str) -> Bits:
         """The bits of a whole tensor."""
-        divided = self._divisions.get(_weight_of(key))
+        divided = self._divisions.get(weight_of(key))
         return answers.bits(key) if divided is None else divided.join(answers.shards(key))
 
     def _tensor(self, answers: Answers, key: str) -> paddle.Tensor:
@@ -191,7 +197,7 @@ class RankedCandidate:
         for row in rows:
             if answers.everywhere(row):
                 self._compared += 1
-                if _weight_of(row) not in self._divisions and not answers.equal(row):
+                if weight_of(row) not in self._divisions and not answers.equal(row):
                     self._wrong.append(row + where)
 
     def _check(self, what: RankFact, expected: int) -> RankCheck:
@@ -240,11 +246,6 @@ class _RecordedPass(Pass):
         return Stop(probe=note.probe, outputs={name: self._tensor(key) for name, key in note.outputs.items()})
 
 
-def _weight_of(name: str) -> str:
-    """The weight that a weight's moment belongs to; anything else is itself."""
-    return next((name.removesuffix(f".{m}") for m in MOMENTS if name.endswith(f".{m}")), name)
-
-
 def _projections(projections: Mapping[str, Any] | None) -> dict[str, Bits]:
     return {f"projection/{name}": values.view(np.uint32) for name, values in (projections or {}).items()}
 
@@ -256,7 +257,17 @@ def _raise_error(answers: Answers) -> None:
             raise RuntimeError(f"rank {rank}: {answer.error}")
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two draws kept the same."""
-    either = int(np.logical_or(one, other).sum())
-    return either > 0 and int(np.logical_and(one, other).sum()) / either > _SAME_DRAW
+def _drawn_rightly(masks: Sequence[npt.NDArray[np.bool_]], divided: bool) -> bool:
+    """Whether every rank dropped something and kept something, each pair the same values or, if divided, others.
+
+    Args:
+        masks: What every rank kept.
+    """
+    if not all(0 < mask.mean() < _ALL_KEPT for mask in masks):
+        return False
+    if not divided:
+        return all(np.array_equal(masks[0], mask) for mask in masks[1:])
+    return all(
+        np.logical_and(one, other).sum() <= _SAME_DRAW * np.logical_or(one, other).sum()
+        for one, other in itertools.combinations(masks, 2)
+    )

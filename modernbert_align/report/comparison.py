@@ -123,7 +123,8 @@ class Comparison(_Strict):
         regressions, improvements: Rows that changed by more than noise, the largest change first.
         added, removed: Rows that only the newer, or only the older, compared.
         lost: What else the older compared or exercised and the newer did not.
-        weights_worse, weights_better: Weights that differ from the reference in the newer, or in the older, alone.
+        weights_worse, weights_better: Weights that differ from the reference, and what is wrong between ranks, in the
+            newer, or in the older, alone.
         tolerances: Thresholds as they were when the reports were written.
         environment: Versions, machine, execution, engine, model, inputs.
     """
@@ -367,7 +368,9 @@ def _lost(old: Report, new: Report) -> tuple[str, ...]:
 
 
 def _weight_differences(report: Report) -> set[str]:
-    return {f"{d.paddle or d.hf} ({d.dtype}): {d.problem}" for check in report.weights for d in check.differences}
+    """Weights that are not the reference's, and what ranks show that is not as it must be."""
+    found = {f"{d.paddle or d.hf} ({d.dtype}): {d.problem}" for check in report.weights for d in check.differences}
+    return found | {f"{name} ({check.dtype}): {check.what} of ranks" for check in report.ranks for name in check.wrong}
 
 
 def _side(report: Report) -> Side:

@@ -232,6 +232,9 @@ def verdict_sentence(report: Report) -> str:
         )
     if report.verdict == "FAIL":
         found = f"{plural(wrong, 'wrong row')} of {len(report.rows)}, {plural(weights, 'wrong weight')}"
+        between = sum(len(check.wrong) for check in report.ranks)
+        if between:
+            found += f", {plural(between, 'disagreement')} between ranks"
         return f"{_CLAIMS[report.phase][1]}: {found}."
     seen = (
         "everything that was compared agrees, but not everything was compared"

@@ -104,6 +104,16 @@ def own_randomness_everywhere() -> Iterator[None]:
         yield
 
 
+def nothing_dropped() -> Any:
+    """Dropout is the identity, on all ranks."""
+    return instead(paddle.nn.Dropout, "forward", lambda self, x: x)
+
+
+def everything_dropped() -> Any:
+    """Dropout keeps nothing, on all ranks."""
+    return instead(paddle.nn.Dropout, "forward", lambda self, x: paddle.zeros_like(x))
+
+
 @contextlib.contextmanager
 def norms_differ() -> Iterator[None]:
     """Rank 1 has another weight where all must have the same."""
@@ -131,6 +141,28 @@ def answers_nonsense() -> Any:
     return contextlib.nullcontext()
 
 
+def weight_of_its_own() -> Any:
+    """Rank 1 has a weight that the others do not have."""
+    return contextlib.nullcontext()
+
+
+def _with_a_weight(notes: rank_worker.Notes, folder: Path, count: int, rank: int) -> None:
+    if rank == 1:
+        notes.rows["model.layers.0.extra"] = next(iter(notes.rows.values()))
+    rank_worker.Notes.write(notes, folder, count, rank)
+
+
+def order_of_its_own() -> Any:
+    """Rank 1 came by the modules in another order."""
+    return contextlib.nullcontext()
+
+
+def _in_another_order(notes: rank_worker.Notes, folder: Path, count: int, rank: int) -> None:
+    if rank == 1:
+        notes.stops.reverse()
+    rank_worker.Notes.write(notes, folder, count, rank)
+
+
 def _without_a_probe(notes: rank_worker.Notes, folder: Path, count: int, rank: int) -> None:
     if rank == 1:
         notes.rows.pop("layers.2.attn", None)
@@ -141,7 +173,12 @@ def _nonsense(_notes: rank_worker.Notes, folder: Path, count: int, rank: int) ->
     rank_worker.message_file(folder, count, rank).write_text("{}" if rank == 0 else "nothing")
 
 
-NOTES = {"probe_not_seen": _without_a_probe, "answers_nonsense": _nonsense}
+NOTES = {
+    "probe_not_seen": _without_a_probe,
+    "answers_nonsense": _nonsense,
+    "weight_of_its_own": _with_a_weight,
+    "order_of_its_own": _in_another_order,
+}
 
 
 def dies() -> Any:

@@ -139,6 +139,10 @@ def test_two_ranks_are_one_process_but_for_rounding(bench, two_ranks):
         ("norms_differ", "layers.1.mlp"),
         ("same_randomness", "model.layers.0.attn"),
         ("own_randomness_everywhere", "model.embeddings.drop"),
+        ("nothing_dropped randomness", "model.embeddings.drop"),
+        ("everything_dropped randomness", "model.embeddings.drop"),
+        ("weight_of_its_own load", "model.layers.0.extra"),
+        ("order_of_its_own forward", "the order of modules (isolated)"),
     ],
 )
 def test_mistake_of_ranks_turns_the_gate_red(bench, two_ranks, fault, first):

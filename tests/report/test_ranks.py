@@ -3,7 +3,8 @@
 import pytest
 from junitparser import JUnitXml
 
-from modernbert_align.report.html_report import render_html
+from modernbert_align.report.comparison import compare_reports
+from modernbert_align.report.html_report import render_html, verdict_sentence
 from modernbert_align.report.junit import render_junit
 from modernbert_align.report.markdown import render_markdown
 
@@ -40,6 +41,15 @@ def test_ranks_that_were_not_all_looked_at_are_not_compared(make_report, rank_ch
     assert (report.verdict, report.exit_code) == ("NOT_COMPARED", 5)
     assert f"values of all ranks (fp32): {compared} of 6 compared" in report.coverage.missing
     assert "not all compared" in render_html(report)
+
+
+def test_ranks_that_come_to_disagree_are_worse_than_before(make_report, rank_checks):
+    before, after = make_report(ranks=rank_checks()), make_report(ranks=rank_checks(wrong=["layers.1"]))
+    worse = compare_reports(before, after)
+    assert worse.weights_worse == ("layers.1 (fp32): values of ranks",)
+    assert worse.exit_code == 1
+    assert compare_reports(after, before).exit_code == 0
+    assert "1 disagreement between ranks" in verdict_sentence(after)
 
 
 def test_report_without_any_check_of_its_ranks_is_not_compared(make_report):
